@@ -366,12 +366,9 @@ def _kept(entry: ManifestEntry, gpu: Gpu | None, folder: Path | None) -> KeptKer
     return kept_kernels(place, entry.file.sha256, built.version, gpu, driver_version())
 
 
-def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts | None:
-    """Return the facts of a torch module; None for a model of tensors, of which there is none."""
-    if model.preprocessing is None:
-        return None
-    shape = model.preprocessing.input_shape
-    return ModuleFacts(entry.module, model.factory, shape, root, model.arguments, _names_of(entry))
+def _module_of(root: Path, entry: ManifestEntry, model: ManifestModel) -> ModuleFacts:
+    """Return the facts of a torch module."""
+    return ModuleFacts(entry.module, model.factory, entry.inputs, root, model.arguments, _names_of(entry))
 
 
 def _names_of(entry: ManifestEntry) -> tuple[str, ...]:

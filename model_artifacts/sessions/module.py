@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,19 +16,18 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe, call_of
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.arithmetic import fastest, kept_randomness, strict_fp32, tensors
+from model_artifacts.sessions.feeds.batches import feed_of, shown, size_of
+from model_artifacts.sessions.feeds.checks import sample_of
 from model_artifacts.sessions.onnx import named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy.typing as npt
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from model_artifacts.host import cuda
-    from model_artifacts.records import Gpu, ModuleContents, Variant
+    from model_artifacts.records import Gpu, ModuleContents, TensorSpec, Variant
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import ArtifactFile
-
-    Batch = npt.NDArray[np.float32]
 
 
 FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: torch.channels_last}
@@ -89,22 +88,23 @@ def load_compiled(file: ArtifactFile) -> Loaded:
 
 @contextmanager
 def open_session(
-    loaded: Loaded, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+    loaded: Loaded, variant: Variant, inputs: Sequence[TensorSpec], gpu: Gpu | None
 ) -> Iterator[ModuleSession]:
     """Open a session for the calling thread, without gradients, and with TF32 unless the variant is strict FP32.
 
     A module that is compiled just in time has been compiled for its recipe's batch sizes once the session is open.
 
     Args:
-        loaded: float32 (batch, channels, height, width) → float32 (batch, classes), or a tuple of several outputs.
+        loaded: float32 (batch, channels, height, width), or several tensors → float32 (batch, classes), or a tuple of
+            several outputs.
         variant: the module's variant.
-        input_shape: (channels, height, width).
+        inputs: the module's inputs in its order, of which the first axis is the batch.
         gpu: the GPU; None for the CPU.
 
     Raises:
         RunError: the GPU cannot be used.
     """
-    with _opened(loaded, variant, input_shape, gpu) as session, session.surroundings():
+    with _opened(loaded, variant, inputs, gpu) as session, session.surroundings():
         session.warm_up()
         yield session
 
@@ -115,19 +115,19 @@ _TORCH = threading.RLock()
 
 @contextmanager
 def open_guest(
-    load: Callable[[], Loaded], variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
+    load: Callable[[], Loaded], variant: Variant, inputs: Sequence[TensorSpec], gpu: Gpu | None
 ) -> Iterator[Callable[[Batch], Outputs]]:
     """Open a session as `open_session` does, for any thread of an application that uses torch itself.
 
     Settings of torch, random states and the current GPU are as before between the calls. Modules take turns.
 
     Yields:
-        a function from float32 (batch, channels, height, width) to float32 (batch, classes); of several outputs, to
-        such an array by the name of each.
+        a function from float32 (batch, channels, height, width), of several inputs from an array by the name of each,
+        to float32 (batch, classes); of several outputs, to such an array by the name of each.
     """
     with ExitStack() as stack:
         with _TORCH, kept_randomness():
-            session = stack.enter_context(_opened(load(), variant, input_shape, gpu))
+            session = stack.enter_context(_opened(load(), variant, inputs, gpu))
             with session.surroundings():
                 session.warm_up()
 
@@ -139,9 +139,7 @@ def open_guest(
 
 
 @contextmanager
-def _opened(
-    loaded: Loaded, variant: Variant, input_shape: tuple[int, int, int], gpu: Gpu | None
-) -> Iterator[ModuleSession]:
+def _opened(loaded: Loaded, variant: Variant, inputs: Sequence[TensorSpec], gpu: Gpu | None) -> Iterator[ModuleSession]:
     """Open a session that has not run yet, and free its memory and its stream in the end."""
     with ExitStack() as stack:
         stream = None
@@ -151,7 +149,7 @@ def _opened(
             with cuda.using(gpu):
                 stream = cuda.Stream()
             stack.callback(stream.close)
-        session = ModuleSession(loaded, variant, input_shape, gpu, stream)
+        session = ModuleSession(loaded, variant, inputs, gpu, stream)
         stack.callback(session.close)
         yield session
 
@@ -163,21 +161,21 @@ class ModuleSession:
         self,
         loaded: Loaded,
         variant: Variant,
-        input_shape: tuple[int, int, int],
+        inputs: Sequence[TensorSpec],
         gpu: Gpu | None,
         stream: cuda.Stream | None,
     ) -> None:
         self._loaded = loaded
         self._module = loaded.module
         self._variant = variant
-        self._shape = input_shape
+        self._specs = tuple(inputs)
         self._names = loaded.output_names or ("",)
         self._gpu = gpu
         self._device = torch_tensorrt_runtime.device_of(gpu)
         self._stream = stream
-        self._inputs: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._inputs: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
         self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]] = {}
-        self._pinned: dict[tuple[int, Layout], torch.Tensor] = {}
+        self._pinned: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
         self._landed: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
         self._now = (0, Layout.CONTIGUOUS)
         self._outputs: tuple[torch.Tensor, ...] = ()
@@ -233,7 +231,7 @@ class ModuleSession:
         """Run one batch and wait for it.
 
         Args:
-            batch: float32 (batch, channels, height, width), contiguous.
+            batch: float32 (batch, channels, height, width), contiguous; of several inputs an array by the name of each.
             layout: the memory layout of the images that the module reads.
 
         Returns:
@@ -261,18 +259,20 @@ class ModuleSession:
         return named(self._names, arrays)
 
     def upload(self, batch: Batch, layout: Layout = Layout.CONTIGUOUS) -> None:
-        """Copy a batch into the session's own buffer, and prepare for its size.
+        """Copy a batch into the session's own buffers, and prepare for its size.
 
         Raises:
             RunError: the module does not take such a batch.
         """
-        self._check(batch)
-        self.prepare(len(batch), layout)
+        feed = feed_of([spec.name for spec in self._specs], batch)
+        self._check(feed, batch)
+        self.prepare(size_of(batch), layout)
         with self._translated():
-            self._inputs[self._now].copy_(torch.from_numpy(batch))
+            for buffer, spec in zip(self._inputs[self._now], self._specs, strict=True):
+                buffer.copy_(torch.from_numpy(feed[spec.name]))
 
     def prepare(self, size: int, layout: Layout = Layout.CONTIGUOUS) -> None:
-        """Make the next `enqueue` run this number of images from the session's own buffer.
+        """Make the next `enqueue` run this number of samples from the session's own buffers.
 
         Raises:
             RunError: the device has no room for them.
@@ -280,8 +280,12 @@ class ModuleSession:
         self._now = (size, layout)
         if self._now not in self._inputs:
             with self._translated():
-                image = torch.zeros(size, *self._shape, device=self._device)
-                self._inputs[self._now] = image.to(memory_format=FORMATS[layout])
+                self._inputs[self._now] = tuple(
+                    torch.zeros(size, *sample_of(spec), dtype=getattr(torch, spec.dtype), device=self._device).to(
+                        memory_format=FORMATS[layout]
+                    )
+                    for spec in self._specs
+                )
 
     def enqueue_kernels(self) -> None:
         """Enqueue the prepared batch on the stream without waiting for it.
@@ -290,7 +294,7 @@ class ModuleSession:
             RunError: the module failed.
         """
         with self._translated():
-            self._outputs = tensors(self._module(self._inputs[self._now]))
+            self._outputs = tensors(self._module(*self._inputs[self._now]))
 
     def enqueue(self) -> None:
         """Enqueue as `enqueue_kernels` does, by a CUDA graph that the first call for a batch size captures.
@@ -313,9 +317,10 @@ class ModuleSession:
         """
         if self._now not in self._pinned:
             with self._translated():
-                self._pinned[self._now] = self._inputs[self._now].cpu().pin_memory()
+                self._pinned[self._now] = tuple(buffer.cpu().pin_memory() for buffer in self._inputs[self._now])
         with self._translated():
-            self._inputs[self._now].copy_(self._pinned[self._now], non_blocking=True)
+            for buffer, pinned in zip(self._inputs[self._now], self._pinned[self._now], strict=True):
+                buffer.copy_(pinned, non_blocking=True)
         self.enqueue()
         with self._translated():
             if self._now not in self._landed:
@@ -332,7 +337,7 @@ class ModuleSession:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
-                outputs = tensors(self._module(self._inputs[self._now]))
+                outputs = tensors(self._module(*self._inputs[self._now]))
         except Exception as exc:
             self.graph_trouble = one_line(exc)
             raise RunError(f"{self._variant.id} cannot be captured as a CUDA graph", got=self.graph_trouble) from exc
@@ -346,18 +351,29 @@ class ModuleSession:
         self._landed.clear()
         self._outputs = ()
 
-    def _check(self, batch: Batch) -> None:
-        shape = ", ".join(map(str, self._shape))
-        strides = "" if batch.flags.c_contiguous else f" with strides {batch.strides}"
+    def _check(self, feed: Mapping[str, Any], batch: Batch) -> None:
+        """Check the array of each input, and that all have as many samples."""
         profile = self._variant.profile
         takes = f"{profile.min} to {profile.max}" if profile else "batch"
-        fits = batch.dtype == np.float32 and batch.shape[1:] == self._shape and batch.flags.c_contiguous
-        if not fits or not (profile.takes(len(batch)) if profile else len(batch)):
-            raise RunError(
-                f"{self._variant.id} takes other batches",
-                expected=f"float32 ({takes}, {shape}), contiguous",
-                got=f"{batch.dtype} {batch.shape}{strides}",
-            )
+        sizes = {array.shape[:1] for array in feed.values()}
+        size = sum(min(sizes))  # of an array without axes 0
+        fits = len(sizes) == 1 and all(
+            feed[spec.name].dtype == np.dtype(spec.dtype)
+            and feed[spec.name].shape[1:] == sample_of(spec)
+            and feed[spec.name].flags.c_contiguous
+            for spec in self._specs
+        )
+        if fits and (profile.takes(size) if profile else size):
+            return
+        expected = [f"{spec.dtype} ({', '.join(map(str, (takes, *sample_of(spec))))})" for spec in self._specs]
+        if len(self._specs) > 1:
+            expected = [f"{spec.name}: {text}" for spec, text in zip(self._specs, expected, strict=True)]
+        strided = [array.strides for array in feed.values() if not array.flags.c_contiguous]
+        raise RunError(
+            f"{self._variant.id} takes other batches",
+            expected=f"{'; '.join(expected)}, contiguous",
+            got=f"{shown(batch)}{f' with strides {strided[0]}' if strided else ''}",
+        )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from onnxruntime import InferenceSession
 
-    from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, Variant
+    from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, TensorSpec, Variant
     from model_artifacts.sessions.engine import Engine, Session
     from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.module import Loaded, ModuleSession
@@ -48,8 +48,8 @@ class ModuleFacts(NamedTuple):
     """The module's contents with the libraries that made it; None if Torch-TensorRT did not make it."""
     factory: str
     """The model's factory; a recipe that names another function is refused."""
-    input_shape: tuple[int, int, int]
-    """(channels, height, width)."""
+    inputs: tuple[TensorSpec, ...]
+    """The module's inputs in its order, of which the first axis is the batch."""
     root: Path
     """The artifacts folder, in which a recipe finds its weights."""
     arguments: tuple[Argument, ...] = ()
@@ -205,7 +205,7 @@ def _module_runner(file: ArtifactFile, load: Callable[[], Loaded] | None) -> Ite
     from model_artifacts.sessions.module import open_guest  # noqa: PLC0415 - only here is torch needed
 
     facts, loader = _loader(file, load)
-    with open_guest(loader, file.variant, facts.input_shape, file.gpu) as run:
+    with open_guest(loader, file.variant, facts.inputs, file.gpu) as run:
         yield run
 
 
@@ -245,7 +245,7 @@ def open_module_file(file: ArtifactFile, load: Callable[[], Loaded] | None = Non
     from model_artifacts.sessions.module import open_session  # noqa: PLC0415 - only here is torch needed
 
     facts, loader = _loader(file, load)
-    with open_session(loader(), file.variant, facts.input_shape, file.gpu) as session:
+    with open_session(loader(), file.variant, facts.inputs, file.gpu) as session:
         yield session
 
 

@@ -101,8 +101,6 @@ def _answer_problems(config: Config) -> Iterator[tuple[Location, str]]:
     if model.metric is not None and model.task is not Task.TENSORS:
         text = f"`model.metric` is for `task: tensors`, got `task: {task}`, which has its own; remove one of them"
         yield ("model", "metric"), text
-    if model.metric is not None and config.farm is not None:
-        yield ("model", "metric"), "`model.metric` needs `executor: local`: workers have no code of yours; remove it"
     if model.task is Task.REGRESSION and not model.tolerance:
         missing = "`model.task: regression` needs `model.tolerance`, the largest acceptable error of a number"
         yield ("model", "task"), f"{missing}: one for all, or a list with one for each, in their own units"
@@ -118,9 +116,6 @@ def _decoding_problems(config: Config) -> Iterator[tuple[Location, str]]:
         example = "{boxes: boxes, scores: scores, format: xyxy, units: pixels, activation: sigmoid}"
         text = "`model.task: detection` needs `model.decoding`, the step from the network's outputs to boxes, such as"
         yield ("model", "task"), f"{text} {example}; or `model.postprocess`, a function of your own"
-    if model.postprocess is not None and config.farm is not None:
-        text = "`model.postprocess` needs `executor: local`: workers have no code of yours; use `model.decoding`"
-        yield ("model", "postprocess"), text
 
 
 def _problems_without_top1(config: Config) -> Iterator[tuple[Location, str]]:

@@ -216,16 +216,19 @@ def _text(path: str, data: bytes) -> Input:
 
 
 def _own_code(project: Project) -> Iterator[Path]:
-    """Yield the Python files of the current folder that hold the factory, and those that it imports.
+    """Yield the Python files of the current folder that hold the user's functions, and those that they import.
 
-    Of a package all files travel, because it may import its modules by computed names. Installed packages do not.
+    These are the factory, the metric and the function that decodes a detector's outputs. Of a package all files travel,
+    because it may import its modules by computed names. Installed packages do not.
     """
     model = project.config.model
-    if model.onnx is None:
-        top = Path(model.factory.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0])
+    factory = model.factory if model.onnx is None else None
+    metric = model.metric.function if model.metric else None
+    for function in filter(None, (factory, metric, model.postprocess)):
+        top = Path(function.split(":", maxsplit=1)[0].split(".", maxsplit=1)[0])
         if top.is_dir():
             yield from sorted(top.rglob("*.py"))
-        yield from (path for path in files_of(model.factory) if _travels(path))
+        yield from (path for path in files_of(function) if _travels(path))
 
 
 def _travels(path: Path) -> bool:

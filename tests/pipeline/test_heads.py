@@ -34,6 +34,7 @@ from pipeline.stages.validate.stage import validate_variant
 from tests.support.heads import SHAPES, Heads, InADataclass, InANamedTuple, InATuple, Nested, configuration
 from tests.support.hosts import H100, host
 from tests.support.logits import distance, images
+from tests.support.modules import IMAGES
 from tests.support.tasks import ENGINE, FP16, FP32, made_in, sensitivity_of
 from tests.support.torch_modules import artifact_of, made, named
 from tests.support.torch_tensorrt_stub import Library, use
@@ -203,7 +204,7 @@ def test_modules_for_gpus_give_every_output(broken: Project, monkeypatch: pytest
     path = on_gpu.file(on_gpu.source().weights)
     artifact = made(on_gpu, name) if variant.backend.is_torch_tensorrt else artifact_of(on_gpu, variant, path)
     with (
-        open_session(load_module(on_gpu, artifact, H100), variant, (3, 32, 32), None) as run,
+        open_session(load_module(on_gpu, artifact, H100), variant, IMAGES, None) as run,
         np.load(on_gpu.file(on_gpu.data().reference)) as arrays,
     ):
         for size in (4, 1):

@@ -11,11 +11,12 @@ import pytest
 
 import model_artifacts
 from model_artifacts.errors import RunError, UsageError
-from model_artifacts.records import Graph, Status
+from model_artifacts.records import CPU_TARGET, Graph, Status
 from model_artifacts.releases.triton import make_repositories
 from model_artifacts.sessions.feeds.batches import from_fields
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
+from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.release.texts import model_card
@@ -146,11 +147,31 @@ def test_a_graph_of_other_inputs_is_no_result(broken: Project, change: str) -> N
     assert "other inputs than the batch" in report.reason
 
 
-def test_modules_are_skipped_with_the_reason(broken: Project) -> None:
-    """They are made for one image; nothing builds a module that would leave an input out."""
-    reasons = {build_variant(broken, item).reason for item in broken.plan.variants if item.backend.is_module}
+EAGER = "tiny/cpu-x86_64/eager-fp32"
+
+
+@pytest.mark.parametrize("network", ["project", "texts"])
+def test_eager_takes_several_inputs_on_a_processor(network: str, request: pytest.FixtureRequest) -> None:
+    """The baseline of the speed-up: an image beside a vector, or token ids, in its own type and order."""
+    made: Project = request.getfixturevalue(network)
+    eager = made.plan.variant(EAGER)
+    assert build_variant(made, eager).outcome is Outcome.DONE
+    report = validate_variant(made, eager)
+    assert report.passed, report.reason
+    assert report.accuracy is not None
+    assert report.accuracy.relative_l2 < 1e-5
+    assert main(["benchmark", "tiny/cpu-x86_64", "--config", str(made.config_file)]) == 0
+    timed = made.benchmark(made.plan.variant(FP32))
+    assert timed is not None
+    assert timed.timings[0].speedup is not None
+
+
+def test_modules_of_a_gpu_are_skipped_with_the_reason(broken: Project) -> None:
+    """None was tried with several inputs, so that none is built."""
+    on_gpu = [item for item in broken.plan.variants if item.backend.is_module and item.target != CPU_TARGET]
+    reasons = {build_variant(broken, item).reason for item in on_gpu}
     (reason,) = reasons
-    assert "modules are made of networks that take images" in reason
+    assert "torch modules of such a model were not tried on a GPU" in reason
 
 
 def test_inputs_are_handed_over_by_their_names(project: Project) -> None:

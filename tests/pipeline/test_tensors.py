@@ -138,9 +138,8 @@ def test_a_metric_of_the_users_own_judges(tmp_path: Path) -> None:
     [
         ("task: tensors", "task: embedding", r"\d+:\d+: `model.metric` is for `task: tensors`"),
         ("tensors:found_boxes", "tensors", r"expected package.module:function"),
-        ("profiles", "executor: ray\nfarm: {targets: [{flavour: tensorrt_rtx}]}\nprofiles", "needs `executor: local`"),
     ],
-    ids=["task", "name", "farm"],
+    ids=["task", "name"],
 )
 def test_a_metric_that_cannot_be_applied_is_refused(
     write_config: Callable[[str], Path], old: str, new: str, problem: str

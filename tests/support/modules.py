@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
-from pipeline.records import Artifact, Outcome
+from pipeline.records import Artifact, Outcome, tensor_spec
 from pipeline.stages import STAGES
 from tests.support.hosts import H100, host
 
@@ -19,6 +19,8 @@ def on_an_h100(built: Project) -> Project:
     return Project(Plan(built.config, host(H100)), built.paths, STAGES)
 
 
+IMAGES = (tensor_spec("image", (3, 32, 32)),)
+"""The inputs of its network."""
 TORCH = "sm90-h100-80gb-hbm3-torch2.11"
 
 

@@ -46,6 +46,8 @@ def build_key(project: Project, variant: Variant) -> Key:
         compiled = variant.backend.is_torch_tensorrt
         if compiled:
             where["compiler"] = VERSION
+        if source.named_inputs:  # such models had no module once
+            where["inputs"] = [spec.name for spec in source.named_inputs]
         return make_key(
             variant=variant.id,
             model=source.key.digest,

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a network of torch (`model.factory`)"
 _NO_MODULE_OF_TENSORS = (
-    "the model takes the tensors of `data.tensors`, and modules are made of networks that take images: this model has "
-    "engines and ONNX files alone"
+    "the model takes the tensors of `data.tensors`, and torch modules of such a model were not tried on a GPU: it has "
+    "engines and ONNX files there"
 )
 
 _ONE_PROFILE = (
@@ -60,7 +60,7 @@ def _build(project: Project, variant: Variant, key: Key) -> Artifact:
         raise UnsupportedError(_ONE_PROFILE)
     if not variant.io.is_plain and variant.backend.is_module:
         raise UnsupportedError(_OWN_ENDS)
-    if variant.backend.is_module and project.source().named_inputs:
+    if variant.backend.is_module and variant.target != CPU_TARGET and project.source().named_inputs:
         raise UnsupportedError(_NO_MODULE_OF_TENSORS)
     if variant.target != CPU_TARGET:
         _require_gpu(project, variant)

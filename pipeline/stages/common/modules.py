@@ -13,7 +13,7 @@ from model_artifacts.host.environment import threads
 from model_artifacts.records import Backend
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.module import FORMATS, Loaded, load_compiled
-from model_artifacts.sessions.torch_model import DTYPES, Typed, in_layout
+from model_artifacts.sessions.torch_model import DTYPES, Typed, TypedInputs, in_layout
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.opening import file_on
 
@@ -53,7 +53,8 @@ def load_module(project: Project, artifact: Artifact, gpu: Gpu | None) -> Loaded
     variant = artifact.variant
     if variant.backend.is_torch_tensorrt:
         return load_compiled(file_on(project, artifact, gpu))
-    typed = Typed(restore_model(project), DTYPES[variant.precision]).eval()
+    kind = TypedInputs if len(project.source().inputs) > 1 else Typed
+    typed = kind(restore_model(project), DTYPES[variant.precision]).eval()
     module = in_layout(typed, FORMATS[variant.layout]).to(torch_tensorrt_runtime.device_of(gpu))
     names = project.source().output_names
     if variant.backend is Backend.EAGER:

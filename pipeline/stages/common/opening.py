@@ -122,9 +122,8 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
     module = None
     if variant.backend.is_module:
         source = project.source()
-        shape = source.pictures.input_shape
         module = ModuleFacts(
-            artifact.module, source.factory, shape, project.paths.root, source.arguments, source.output_names
+            artifact.module, source.factory, source.inputs, project.paths.root, source.arguments, source.output_names
         )
     provider = None
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:

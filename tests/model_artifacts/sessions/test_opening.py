@@ -36,6 +36,7 @@ from model_artifacts.sessions.opening import (
     open_module_file,
     package_of,
 )
+from pipeline.records import tensor_spec
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100
 
@@ -48,7 +49,8 @@ FIX = "pull the artifact again"
 def artifact(path: Path, backend: Backend, *, module: bool = False) -> ArtifactFile:
     """Return a file of a backend, as a deployment has it."""
     variant = Variant(model="m", target="cpu", backend=backend, precision=Precision.FP32)
-    facts = ModuleFacts(None, "package.module:function", (3, 2, 2), path.parent) if module else None
+    inputs = (tensor_spec("image", (3, 2, 2)),)
+    facts = ModuleFacts(None, "package.module:function", inputs, path.parent) if module else None
     return ArtifactFile(
         id=f"m/cpu/{backend.value}",
         variant=variant,

@@ -82,9 +82,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return made
 
 
-def own_inputs(project: Project) -> set[str]:
+def own_inputs(project: Project, step: Step = EAGER) -> set[str]:
     """Return the inputs of a step that calls the factory, without those of the artifacts folder."""
-    parcel = pack(project, EAGER, workers(NEEDS, read_host()))
+    parcel = pack(project, step, workers(NEEDS, read_host()))
     return {item.record.path for item in parcel.inputs if not item.record.path.startswith("artifacts/")}
 
 
@@ -106,6 +106,65 @@ def test_a_file_that_the_factory_read_travels_as_it_was(own: Project) -> None:
     Path("settings/network.json").write_text('{"classes": 8}')
     with pytest.raises(RecordError, match=r"settings/network\.json, which the factory read, is missing or has changed"):
         own_inputs(own)
+
+
+SCORING = """\
+import numpy as np
+import limits
+
+
+def near(outputs, truth):
+    return np.asarray((np.abs(outputs - truth) < limits.NEAR).mean(axis=1))
+"""
+WHERE = "tiny/cpu-x86_64/onnxruntime-fp16"
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["right", "wrong"])
+def test_the_users_metric_judges_elsewhere(own: Project, at_home: Path, *, broken: bool) -> None:
+    """A worker has its module and what that imports; a fault in the latter is the reason of the failure."""
+    code = {"scoring.py": SCORING, "limits.py": "NEAR = 'no number'\n" if broken else "NEAR = 0.05\n"}
+    for name, lines in code.items():
+        Path(name).write_text(lines)
+    text = own.config_file.read_text().replace("weights: factory", "weights: factory\n  task: tensors")
+    text = text.replace("task: tensors", "task: tensors\n  metric: scoring:near") + FARM.removeprefix(TINY)
+    own.config_file.write_text(text)
+    made = Project.load(Path("pipeline.yaml"), STAGES)
+    for command in ("source tiny", "data tiny", "export tiny/fp32", "export tiny/fp16", "rounding tiny/fp16"):
+        assert main(command.split()) == 0, command
+    for item in ("tiny/fp32", "tiny/tf32"):
+        assert main(["rounding", item]) == 0
+    assert main(["build", WHERE]) == 0
+    step = Step("validate", WHERE)
+    parcel = pack(made, step, workers(NEEDS, read_host()))
+    paths = {item.record.path for item in parcel.inputs if not item.record.path.startswith("artifacts/")}
+    assert paths == {"pipeline.yaml", "network.py", "layers.py", "scoring.py", "limits.py"}
+    for name in code:
+        Path(name).unlink()  # the worker has its own
+    told = sent(parcel)
+    for name, lines in code.items():
+        Path(name).write_text(lines)
+    followed(made, told, step)
+    report = made.accuracy(made.plan.variant(WHERE))
+    assert at_home.is_dir()
+    if broken:
+        assert "the metric scoring:near fails" in report.reason
+        return
+    assert report.passed, report.reason
+    assert report.accuracy is not None
+    assert [score.metric for score in report.accuracy.scores] == ["scoring:near"]
+    assert {"metric", "metric_code"} <= {field.name for field in report.key.fields}
+
+
+def test_a_decoder_of_the_users_own_travels(own: Project) -> None:
+    """Workers decode a detector's outputs by it."""
+    Path("decoder.py").write_text("def boxes(outputs):\n    return []\n")
+    text = own.config_file.read_text()
+    own.config_file.write_text(
+        text.replace("weights: factory", "weights: factory\n  task: detection\n  postprocess: decoder:boxes")
+        + FARM.removeprefix(TINY)
+    )
+    step = Step("build", "tiny/cpu-x86_64/eager-fp32")
+    assert "decoder.py" in own_inputs(Project.load(Path("pipeline.yaml"), STAGES), step)
 
 
 def test_an_onnx_files_engine_is_built_elsewhere(

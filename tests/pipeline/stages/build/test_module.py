@@ -19,6 +19,7 @@ from model_artifacts.records import (
     Layout,
     Precision,
     Setting,
+    TensorSpec,
     Tool,
     Variant,
 )
@@ -41,6 +42,7 @@ from pipeline.stages.validate.stage import validate_variant
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
 from tests.support.logits import images, reference
+from tests.support.modules import IMAGES
 from tests.support.torch_tensorrt_stub import Library, use, weights_in_channels_last
 
 if TYPE_CHECKING:
@@ -281,7 +283,7 @@ def test_what_was_built_is_recorded_and_opens(onsite: Project, backend: Backend,
     assert onsite.paths.build_log(variant).read_text() == "the compiler's words"
     assert is_current(onsite, Step("build", variant.id))
     loaded = load_module(onsite, artifact, H100)
-    with open_session(loaded, variant, (3, 32, 32), None) as run:
+    with open_session(loaded, variant, IMAGES, None) as run:
         assert np.allclose(run(images(onsite, 1)), reference(onsite, 1), rtol=0.02, atol=0.02)
 
 
@@ -306,8 +308,8 @@ def judged(onsite: Project, monkeypatch: pytest.MonkeyPatch) -> Judged:
     def here(function: Callable[..., object], *arguments: object, **_: object) -> object:
         return function(*arguments)
 
-    def on_the_cpu(module: Loaded, variant: Variant, shape: tuple[int, int, int], _: Gpu) -> object:
-        return open_session(module, variant, shape, None)
+    def on_the_cpu(module: Loaded, variant: Variant, inputs: tuple[TensorSpec, ...], _: Gpu) -> object:
+        return open_session(module, variant, inputs, None)
 
     monkeypatch.setattr("pipeline.stages.validate.stage.run_isolated", here)
     monkeypatch.setattr("model_artifacts.sessions.module.open_session", on_the_cpu)

@@ -23,6 +23,7 @@ from pipeline.stages.common.modules import keep_tuned, load_module, tuned_here
 from tests.support.factories import Branches
 from tests.support.hosts import H100, host
 from tests.support.logits import images
+from tests.support.modules import IMAGES
 from tests.support.parts import long_test
 from tests.support.torch_modules import artifact_of, made, named
 from tests.support.torch_tensorrt_stub import Library, use
@@ -125,7 +126,7 @@ def test_inductor_takes_a_model_as_one_graph(project: Project, monkeypatch: pyte
     variant = named(project, "inductor-fp16")
     module = load_module(project, artifact_of(project, variant, project.file(project.source().weights)), H100)
     with (
-        open_session(module, variant, (3, 32, 32), None) as run,
+        open_session(module, variant, IMAGES, None) as run,
         pytest.raises(RunError, match="cannot run a batch of 2") as caught,
     ):
         run(images(project, 2))
