@@ -222,7 +222,7 @@ def test_the_last_screen_comes_before_a_command_that_follows(
     progress = Progress({}, {}, 1)
     reporter = Reporter(Live(progress), progress)
     reporter.initialize({}, [])
-    reporter.add_success(_task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release")}))
+    reporter.add_success(_task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release", "tiny")}))
     reporter.execute_task(_task("release"))
     shown = capsys.readouterr().out
     assert shown.index("\nto deploy on ") < shown.index("\nvariant ")
@@ -245,7 +245,7 @@ def test_ctrl_c_ends_cleanly(interrupted: Path) -> None:
     assert "interrupted; run `doit` again" in said
     assert "Traceback" not in said
     left = [file.name for file in (interrupted / "artifacts" / "tiny").rglob("*") if file.is_file()]
-    assert [name for name in left if name.startswith(".")] == []
+    assert [name for name in left if name.startswith(".")] == [".doit.lock"]
 
 
 @pytest.fixture
