@@ -274,11 +274,9 @@ class Session:
     def _fetch(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         """Enqueue the copies of the outputs to pinned memory, and return the arrays that they go to."""
         found = []
-        for spec in self._outputs:
-            output = self._result(spec)
-            landed = self._pinned[spec.name].array(output.shape, output.dtype)
-            cuda.copy_to_host(landed, output, self.stream)
-            found.append(landed)
+        for spec, output in ((spec, self._result(spec)) for spec in self._outputs):
+            found.append(self._pinned[spec.name].array(output.shape, output.dtype))
+            cuda.copy_to_host(found[-1], output, self.stream)
         return named(self._names, found)
 
     def _prepare(self, shapes: Shapes) -> None:
