@@ -13,7 +13,7 @@ from model_artifacts.records import BatchRange, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
-from model_artifacts.tensorrt.specs import input_of, spec_of
+from model_artifacts.tensorrt.specs import input_of, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -202,7 +202,7 @@ class ExecutionContext:
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return the engine's layers from its inspector, for the shapes set last."""
-        return read_layers(_inspected(self._flavour.module, self._context.engine, self._context))
+        return inspected_layers(self._flavour.module, self._context.engine, self._context)
 
     def time_layers(self, stream: int, runs: int) -> dict[str, float]:
         """Run batches, and return the median time per batch of each layer, in milliseconds.
@@ -278,7 +278,7 @@ def load_engine(
     loaded = LoadedEngine(
         flavour=flavour,
         inputs=tuple(input_of(engine, name) for name in inputs),
-        outputs=tuple(spec_of(engine, name) for name in names if name not in inputs),
+        outputs=tuple(output_of(engine, name, batches) for name in names if name not in inputs),
         batches=batches,
         activation_bytes=_activation_bytes(trt, engine, len(batches.profiles)),
         streams_weights=streams_weights,
@@ -334,6 +334,14 @@ def _batches_of_all(engine: Any, inputs: list[str], log: BuildLog) -> BatchRange
 def _batches(engine: Any, name: str, profile: int) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
     """Return the smallest, the best and the largest batch of an input in an optimization profile."""
     return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, profile))
+
+
+def inspected_layers(trt: Any, engine: Any, context: Any) -> tuple[EngineLayer, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return an engine's layers as its inspector shows them for a context.
+
+    Of an engine with several profiles, TensorRT 10.6 shows nothing for a context, and the first profile without one.
+    """
+    return read_layers(_inspected(trt, engine, context) or _inspected(trt, engine))
 
 
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_artifacts.records import AxisRange, TensorSpec
+
+if TYPE_CHECKING:
+    from model_artifacts.records import BatchRange
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -57,3 +60,12 @@ def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str,
     )
     kind = str(dtype).rpartition(".")[2]
     return TensorSpec(name=name, shape=axes, dtype=_DTYPES.get(kind, kind), layout="NCHW"[: len(shape)])
+
+
+def output_of(engine: Any, name: str, batches: BatchRange) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
+    """Return an output of an engine, whose first axis is the batch if the engine takes several sizes.
+
+    TensorRT 10.6 shows the size of the first profile there, if each profile has one size alone.
+    """
+    spec = spec_of(engine, name)
+    return spec.model_copy(update={"shape": ("batch", *spec.shape[1:])}) if batches.tuned else spec

@@ -148,6 +148,6 @@ def test_errors_of_the_build_are_escaped(
     def fail(*_: object) -> None:
         raise RunError(f"no {HOSTILE}")
 
-    monkeypatch.setattr("pipeline.cli.main.Project.load", fail)
+    monkeypatch.setattr("pipeline.cli.main.load_projects", fail)
     assert build.main(["export", "tiny/fp32"]) == 1
     assert f"error: no {SHOWN}" in capsys.readouterr().err

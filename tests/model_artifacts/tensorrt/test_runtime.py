@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from model_artifacts.errors import KernelsError
 from model_artifacts.records import BatchRange, EngineFlavour, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour
-from model_artifacts.tensorrt.runtime import LoadedEngine, no_context
+from model_artifacts.tensorrt.runtime import LoadedEngine, inspected_layers, no_context
 
 
 def log_of(*errors: str) -> BuildLog:
@@ -93,3 +94,19 @@ def test_kernels_of_another_gpu_are_an_error_of_their_own(kernels: bytes | None,
     with engine.context(0, kernels, KernelSpecialization.LAZY):
         assert len(taken) == 1
         assert config.dynamic_shapes_kernel_specialization_strategy == "lazy"
+
+
+@pytest.mark.parametrize(("shown", "name"), [("of the context", "of the context"), (None, "of the first profile")])
+def test_layers_that_no_context_shows_are_those_of_the_first_profile(shown: str | None, name: str) -> None:
+    """TensorRT 10.6 shows an empty text for a context of an engine with several profiles."""
+
+    class Inspector:
+        execution_context: object = None
+
+        def get_engine_information(self, _: object) -> str:
+            text = "of the first profile" if self.execution_context is None else shown
+            return json.dumps({"Layers": [{"Name": text, "LayerType": "gemm"}]}) if text else ""
+
+    trt: Any = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
+    engine: Any = SimpleNamespace(create_engine_inspector=Inspector)
+    assert [layer.name for layer in inspected_layers(trt, engine, object())] == [name]

@@ -37,7 +37,7 @@ def at_once(numbers: Sequence[int], answered: Answered) -> None:
 @pytest.mark.parametrize(
     ("scenario", "expected", "bound", "samples"),
     [
-        (Scenario.SINGLE_STREAM, 1e5, None, 1),
+        (Scenario.SINGLE_STREAM, 1e6, None, 1),
         (Scenario.MULTI_STREAM, 1e6, None, 8),
         (Scenario.SERVER, 2e3, 1000.0, 1),
     ],

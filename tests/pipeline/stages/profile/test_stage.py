@@ -250,7 +250,7 @@ def test_the_workload_runs_between_the_marks(
     project: Project, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The profiled process warms up before the marks, and closes its session."""
-    monkeypatch.setattr(Project, "load", lambda *_, **__: project)
+    monkeypatch.setattr(workload, "load_projects", lambda *_, **__: (project,))
     workload.main(str(project.config_file), ENGINE)
     assert gpu.looked_at == [True, False]
     assert gpu.idle

@@ -1,0 +1,25 @@
+"""Specs of an engine's tensors, as TensorRT shows them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model_artifacts.records import BatchRange
+from model_artifacts.tensorrt.specs import output_of
+
+
+@pytest.mark.parametrize(
+    ("batches", "axis"),
+    [
+        (BatchRange(min=1, opt=64, max=64, tuned=(1, 8, 64)), "batch"),
+        (BatchRange(min=1, opt=1, max=1), 1),
+    ],
+    ids=["several profiles", "one size"],
+)
+def test_outputs_of_several_profiles_have_a_batch_of_any_size(batches: BatchRange, axis: str | int) -> None:
+    """TensorRT 10.6 shows the size of the first profile, for which the others' outputs have no room."""
+    engine: Any = SimpleNamespace(get_tensor_shape=lambda _: (1, 10), get_tensor_dtype=lambda _: "DataType.FLOAT")
+    assert output_of(engine, "logits", batches).shape == (axis, 10)
