@@ -159,7 +159,8 @@ def calibrated(item: Item, images: torch.Tensor) -> Calibrated:
         scratch = Path(folder) / "placed.onnx"
         place_pairs(Prepared(images), Graph.INT8, copied(item.fp32), scratch)
         placed = to_opset(_placed(Graph.INT8, scratch, weights), OPSET)
-    return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[Precision.INT8]), weights)
+    means = input_means(item.fp32, Prepared(images))
+    return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[Precision.INT8]), weights, means)
 
 
 def for_x86(item: Item, left: tuple[str, ...]) -> onnx.ModelProto:
@@ -188,7 +189,7 @@ def proposal(item: Item) -> tuple[str, ...]:
     gates = Gates()
     left, _ = propose(
         Ranked(tuple(sorted(found, key=lambda name: -found[name])), layers),
-        judge(run_graph(made.model, judging), reference, meaning),
+        judge(run_graph(made.leaving(()), judging), reference, meaning),
         lambda names: judge(run_graph(made.leaving(names), judging), reference, meaning),
         lambda judged: keeps(judged, gates.of(Precision.INT8), gates.margin, item.task),
     )
@@ -224,8 +225,7 @@ def show(item: Item) -> None:
     left = proposal(item)
     made = calibrated(item, item.calibration)
     for names in dict.fromkeys([(), left]):
-        wide = made.leaving(names) if names else made.model
-        correct_biases(wide, made.weights, input_means(item.fp32, Prepared(item.calibration)))
+        wide = made.leaving(names)
         centred = centre_outputs(wide, output_shifts(wide, item.fp32, Prepared(item.calibration)))
         kept = f"{len(names)} of {len(quantized_nodes(made.model))}"
         suffix = "-mixed" if names else ""

@@ -319,19 +319,27 @@ class Calibrated(NamedTuple):
     model: onnx.ModelProto
     weights: Weights
     """FP32 initialisers by name."""
+    means: Means
+    """Mean inputs of the convolutions."""
 
     def leaving(self, names: Collection[str]) -> onnx.ModelProto:
-        """Return the graph with the named nodes in floating point, and those that quantising is of no more use for."""
-        return leave_idle(leave(self.model, self.weights, names), self.weights)
+        """Return the graph with the named nodes in floating point, and those that quantising is of no more use for.
+
+        The biases of the others are corrected, as `make_quantized` corrects them.
+        """
+        return self._corrected(leave_idle(leave(self.model, self.weights, names), self.weights))
 
     def quantizing(self, name: str) -> onnx.ModelProto:
-        """Return the graph with all nodes but the named one in floating point."""
+        """Return the graph with all nodes but the named one in floating point, and its bias corrected."""
         others = [node.name for node in self.model.graph.node if node.name != name]
-        return leave(self.model, self.weights, others)
+        return self._corrected(leave(self.model, self.weights, others))
+
+    def _corrected(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        return correct_biases(model, self.weights, self.means)
 
 
 def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
-    """Calibrate the graph once, for any choice of quantised nodes. Biases are not corrected.
+    """Calibrate the graph once, for any choice of quantised nodes.
 
     Call it in a process that may crash: ONNX Runtime runs the graph.
 
@@ -346,11 +354,11 @@ def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
     """
     with _translated(), tempfile.TemporaryDirectory() as folder:
         fp32 = _fp32(project)
-        weights = _weights(fp32)  # before the quantiser moves them out of it
+        weights, means = _weights(fp32), input_means(fp32, images)  # before the quantiser moves the weights out of it
         scratch = Path(folder) / "placed.onnx"
         place_pairs(images, graph, fp32, scratch)
         placed = onnx_graph.to_opset(_placed(graph, scratch, weights), OPSET)
-        return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights)
+        return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights, means)
 
 
 def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:

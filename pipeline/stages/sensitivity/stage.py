@@ -119,7 +119,7 @@ def _measure(project: Project, graph: Graph) -> _Found:
             layers.append(_sensitivity(whole, name, judged_of(calibrated.quantizing(name))))
             report(done, len(nodes))
     layers.sort(key=lambda layer: -layer.distance)
-    plain, gates = judged_of(calibrated.model), project.config.gates
+    plain, gates = judged_of(calibrated.leaving(())), project.config.gates
     gate = gates.of(graph.precision)
     ranked = tuple(layer.name for layer in layers)
     multiplies = frozenset(name for name, node in nodes.items() if node.op_type in QUANTIZED_OPERATORS)
