@@ -258,6 +258,8 @@ def _opened(root: Path, requirements: Requirements, serving: Serving, name: str 
             yield model
         finally:
             model.close()
+            if read:
+                read.close()
 
 
 def _reader(resolution: Resolution, model: ManifestModel) -> OnGpu:

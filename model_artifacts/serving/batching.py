@@ -141,12 +141,21 @@ class Batcher:
             batch: an array in the host's memory, which is joined with others along its first axis.
 
         Returns:
-            its outputs. A callback of it runs on the thread that ran the batch.
+            its outputs. A callback of it runs on the thread that ran the batch: it must neither call the model, nor
+            close it, nor wait.
 
         Raises:
-            RunError: the model is closed.
+            RunError: the model is closed, or the batch is no array in the host's memory.
         """
-        return self._queued(batch, len(batch)).answer
+        rows = _rows(batch)
+        if rows is None:
+            raise RunError(
+                "only batches in the host's memory are joined",
+                expected="numpy's array, or a dictionary of them",
+                got=type(batch).__name__,
+                fix="call the model with it",
+            )
+        return self._queued(batch, rows).answer
 
     def _queued(self, batch: Any, rows: int) -> _Call:  # noqa: ANN401 - as above
         call = _Call(batch, rows, time.monotonic())

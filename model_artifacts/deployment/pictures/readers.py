@@ -66,6 +66,10 @@ class OnGpu:
             pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
         return Read(self.pictures.feed(pixels, self.kind), places)
 
+    def close(self) -> None:
+        """Give the GPU's memory back."""
+        self.pictures.close()
+
 
 def gpu_reader(entry: ManifestEntry, spec: Preprocessing, gpu: Gpu | None) -> OnGpu:
     """Return the reader of an artifact whose answers to the GPU's pictures are proven on such a GPU.

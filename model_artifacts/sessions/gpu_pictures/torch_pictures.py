@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from model_artifacts.errors import UnsupportedError, one_line
+from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed, version
 from model_artifacts.records import ChannelOrder, ImageInput, Interpolation, Orientation
 from model_artifacts.sessions.pictures import to_colours
 from model_artifacts.sessions.preprocessing import placement, read_with, to_pixels, upright_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from PIL import Image
 
@@ -33,8 +33,10 @@ _MODES = {Interpolation.BILINEAR: "bilinear", Interpolation.BICUBIC: "bicubic"}
 """Torch's filters with Pillow's weights. Its nearest pixel is another one where two are equally near."""
 _MOST_PIXELS = 2**24
 """Pixels of a whole resized image above which Pillow computes its crop alone."""
-_END, _TAIL = b"\xff\xd9", 1024
-"""JPEG's end of an image, and the bytes at a file's end to look for it: Pillow refuses a file that is cut off."""
+_DECODED_AT_ONCE = 2**26
+"""The most pixels of pictures that are decoded at once: 200 MB at three bytes each, and five photographs of 12 MP."""
+_END = b"\xff\xd9"
+"""JPEG's end of an image. Pillow refuses a file without it, which is cut off."""
 _ORIENTATION = 0x0112
 """EXIF's tag of the orientation."""
 _TURNS = {
@@ -120,13 +122,47 @@ class TorchPictures:
         Raises:
             UnreadableError: a file is missing, damaged or of no format that Pillow knows.
             DataError: an image's mode does not fit the preprocessing.
+            RunError: the GPU has no room for the pictures.
         """
         import torch  # noqa: PLC0415 - hosts that decode on the processor have none
 
-        ways = [self._way(picture) for picture in pictures]
-        decoded = iter(self._decode([way.jpeg for way in ways if way.jpeg is not None]))
-        crops = [self._crop(way, next(decoded) if way.jpeg is not None else None) for way in ways]
-        return PlacedPixels(tuple(way.placed for way in ways), torch.stack(crops))
+        places: list[Placement] = []
+        crops: list[Any] = []
+        try:
+            for group in self._groups(pictures):
+                decoded = iter(self._decode([way.jpeg for way in group if way.jpeg is not None]))
+                crops += [self._crop(way, next(decoded) if way.jpeg is not None else None) for way in group]
+                places += [way.placed for way in group]
+            return PlacedPixels(tuple(places), torch.stack(crops))
+        except torch.OutOfMemoryError as exc:
+            raise RunError(
+                "the GPU has no room for the pictures",
+                expected=f"memory for pictures of {_DECODED_AT_ONCE:,} pixels together, or for the largest one",
+                got=one_line(exc),
+                fix="decode on the processor, or take an artifact of smaller batches",
+            ) from exc
+
+    def close(self) -> None:
+        """Give the memory back that torch keeps for further pictures."""
+        import torch  # noqa: PLC0415 - the same
+
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+
+    def _groups(self, pictures: Sequence[Picture]) -> Iterator[list[_Way]]:
+        """Yield pictures that are decoded at once: a batch of photographs would take gigabytes at their own size."""
+        group: list[_Way] = []
+        pixels = 0
+        for picture in pictures:
+            way = self._way(picture)
+            size = way.placed.width * way.placed.height
+            if group and pixels + size > _DECODED_AT_ONCE:
+                yield group
+                group, pixels = [], 0
+            group.append(way)
+            pixels += size
+        if group:
+            yield group
 
     def feed(self, pixels: Any, kind: ImageInput) -> Any:  # noqa: ANN401 - torch's tensor, without torch's import
         """Return pixels as an artifact with this input takes them, with the arithmetic of `to_feed`.
@@ -172,6 +208,8 @@ class TorchPictures:
         encoded = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
         try:
             return list(decode_jpeg(encoded, ImageReadMode.RGB, self._device))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as exc:  # one file of them is of a kind that it does not know
             log.warning("Pillow decodes %d JPEG files: %s", len(files), one_line(exc))
         colours = [read_with(file, lambda image: np.asarray(image.convert("RGB"))) for file in files]
@@ -230,4 +268,4 @@ def _whole_jpeg(image: Image.Image, picture: Picture) -> bytes | None:
     if not isinstance(picture, (bytes, str, os.PathLike)):
         return None
     data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-    return data if _END in data[-_TAIL:] else None
+    return data if data.rstrip(b"\0").endswith(_END) else None

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model_artifacts.errors import UnreadableError, UnsupportedError
+from model_artifacts.errors import RunError, UnreadableError, UnsupportedError
 from model_artifacts.records import (
     ChannelOrder,
     Fit,
@@ -127,6 +128,40 @@ def test_file_that_is_cut_off_is_refused() -> None:
     file = saved(photograph(300, 300))
     with pytest.raises(UnreadableError, match="the image cannot be read"):
         TorchPictures(SPEC, "cpu").read([file[: len(file) // 2]])
+
+
+def test_file_with_an_end_of_an_image_in_its_middle_is_left_to_pillow() -> None:
+    """Such as a thumbnail's end in a file that is cut off: what the GPU's decoder would show there is unknown."""
+    file = saved(photograph(300, 300))
+    assert apart(file[: len(file) // 2] + b"\xff\xd9" + b"\x01", SPEC) <= 1
+
+
+def test_large_pictures_are_decoded_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order stays, and a picture above the limit comes alone."""
+    monkeypatch.setattr(torch_pictures, "_DECODED_AT_ONCE", 2 * 60 * 50)
+    decode, groups = torchvision.io.decode_jpeg, []
+
+    def counted(files: list[torch.Tensor], *options: Any) -> Any:
+        groups.append(len(files))
+        return decode(files, *options)
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", counted)
+    pictures = [saved(photograph(width)) for width in (60, 60, 60, 300, 60)]
+    found = TorchPictures(SPEC, "cpu").read(pictures).pixels.numpy().astype(int)
+    wanted = np.stack([read_pixels(picture, SPEC) for picture in pictures])
+    assert np.abs(found - wanted).max() <= 1
+    assert groups == [2, 1, 1, 1]
+
+
+def test_lack_of_the_gpu_s_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of a file, which Pillow would decode next."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", full)
+    with pytest.raises(RunError, match="no room for the pictures"):
+        TorchPictures(SPEC, "cpu").read([saved(photograph())])
 
 
 def test_file_that_the_decoder_refuses_is_decoded_by_pillow(
