@@ -45,7 +45,8 @@ def load_config(file: Path, host: Host | None = None) -> Config:
     first, *others = load_configs(file, host)
     if others:
         names = ", ".join(config.model.name for config in (first, *others))
-        raise UsageError(f"{file} has several models", expected="a configuration of one model", got=names)
+        fix = "write a file with `model` in place of `models`, and name it: `--config FILE`, with doit `config=FILE`"
+        raise UsageError(f"{file} has several models", expected="a configuration of one model", got=names, fix=fix)
     return first
 
 

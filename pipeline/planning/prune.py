@@ -193,4 +193,4 @@ def _is_another(project: Project, path: Path) -> bool:
         return False
     if model == project.plan.model or model != path.parent.parent.name:
         return False
-    return not is_made(project.paths.root, model, project.plan.host)
+    return not is_made(project, model)

@@ -102,7 +102,8 @@ class Setups:
     def narrowed_text(self, place: Place, choices: tuple[Choice, ...], comment: str) -> str:
         """Return the pipeline.yaml whose matrix is one variant alone.
 
-        Its variant has the same name and the same staleness key as that of the whole matrix.
+        Its variant has the same name as that of the whole matrix, and the same staleness key. Where other profiles
+        name other ranges of height and width, its key is another: the graph and the images are made for all of them.
 
         Args:
             place: the variant, with its project.
@@ -157,7 +158,10 @@ def _written(profile: BatchRange) -> object:
     """Return a batch range as pipeline.yaml writes it."""
     if profile.tuned:
         return {"sizes": list(profile.tuned)}
-    return profile.min if profile.is_fixed else {"min": profile.min, "opt": profile.opt, "max": profile.max}
+    batch = profile.min if profile.is_fixed else {"min": profile.min, "opt": profile.opt, "max": profile.max}
+    if not profile.axes:
+        return batch
+    return {"batch": batch} | {axis.name: {"min": axis.min, "opt": axis.opt, "max": axis.max} for axis in profile.axes}
 
 
 def values_of(choices: tuple[Choice, ...]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import ArtifactError, RecordError, RunError, SourceError
+from model_artifacts.errors import ArtifactError, RecordError, RunError, SourceError, UsageError
 from model_artifacts.host.environment import now
 from model_artifacts.records import CLOCKS, Clock, Layout
 from pipeline.planning.freshness import is_current, is_reused
@@ -122,6 +122,7 @@ class Trials:
 
         Raises:
             StorageError: a file cannot be removed.
+            NewerRecordError: a newer version of this package wrote a trial, which is kept for it.
         """
         found = []
         for path in sorted(self.folder.glob("*.json")):
@@ -141,7 +142,7 @@ class Trials:
             stages = ("build",) if trial.verdict is TrialVerdict.UNSUPPORTED else ("build", "validate")
             steps = [Step(stage, place.variant.id) for stage in stages]
             return trial if held and all(is_current(place.project, step) for step in steps) else None
-        except ArtifactError:  # the record is damaged, or the configuration has no such point any more
+        except (RecordError, UsageError):  # the record is damaged, or the configuration has no such point any more
             return None
 
     def _key(self, place: Place, point: Point) -> Key:

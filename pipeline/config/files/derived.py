@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from model_artifacts.errors import ConfigError
+from pipeline.config.files.models import sources_of
 from pipeline.config.files.yaml_source import parse_yaml
 
 if TYPE_CHECKING:
@@ -18,15 +19,19 @@ Plain = dict[str, object]
 
 
 def plain_data(file: Path) -> Plain:
-    """Return a configuration as plain data, each value as it is written.
+    """Return a configuration of one model as plain data, each value as it is written.
+
+    A list `models` with one entry becomes the sections of that model, so that changes of them take effect.
 
     Raises:
-        ConfigError: the file is no mapping in valid YAML.
+        ConfigError: the file is no mapping in valid YAML, or has several models.
     """
     source = parse_yaml(file, file.read_text(encoding="utf-8"))
-    if source.problems or not isinstance(source.data, dict):
-        raise ConfigError(file, source.problems or [f"{file}:1:1: expected a mapping"])
-    return source.data
+    found = sources_of(source)
+    data = found.each[0].data if len(found.each) == 1 else None
+    if (problems := [*source.problems, *found.problems]) or not isinstance(data, dict):
+        raise ConfigError(file, problems or [f"{file}:1:1: expected a mapping with one model"])
+    return data
 
 
 def changed(data: Plain, changes: Mapping[str, object], dropped: Collection[str] = ()) -> Plain:

@@ -13,7 +13,6 @@ from pipeline.config.loading import load_configs
 from pipeline.planning.paths import Paths
 
 if TYPE_CHECKING:
-    from model_artifacts.records import Host
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
 
@@ -70,14 +69,19 @@ def claim(project: Project) -> None:
     write_record(project.paths.owner, owner)
 
 
-def is_made(root: Path, model: str, host: Host) -> bool:
-    """Return whether the configuration that ran last in a model's folder is there, and makes that model there.
+def is_made(project: Project, model: str) -> bool:
+    """Return whether a configuration makes a model in a project's artifacts folder.
+
+    The project's own does if it lists the model: its file may have moved, and `--artifacts` may name the folder. Else
+    it is the one that ran last in the model's folder.
 
     Args:
-        root: the artifacts folder.
+        project: a project of that artifacts folder.
         model: the model's name.
-        host: this machine.
     """
+    root, host = project.paths.root, project.plan.host
+    if model in _listed(project):
+        return True
     file = _last(Paths(root, model))
     if file is None:
         return False
@@ -86,6 +90,15 @@ def is_made(root: Path, model: str, host: Host) -> bool:
     except ArtifactError:
         return True  # somebody is at work on it, and its results are as good as before
     return any(_makes(config, file, root, model) for config in configs)
+
+
+def _listed(project: Project) -> frozenset[str]:
+    """Return the names of the models that the project's configuration lists."""
+    try:
+        configs = load_configs(project.config_file, project.plan.host)
+    except ArtifactError:
+        configs = ()  # it is wrong or gone since; the project's own model is known
+    return frozenset({project.plan.model, *(config.model.name for config in configs)})
 
 
 def _makes(config: Config, file: Path, root: Path, model: str) -> bool:

@@ -30,7 +30,7 @@ def write_part(project: Project, own: Manifest) -> Manifest:
     """
     made = own.model_copy(update={"git": project.git})
     with updating(project.paths.manifest):
-        kept = (item for name, item in _others(project).items() if _is_kept(project, name))
+        kept = (item for name, item in _others(project).items() if is_made(project, name))
         write_record(project.paths.manifest, joined((made, *kept)))
     return made
 
@@ -51,7 +51,7 @@ def read_released(project: Project) -> Manifest | None:
 
 def left_models(project: Project) -> Iterator[str]:
     """Yield the reason to write the manifest again: it has models that no configuration makes any more."""
-    if left := [name for name in _others(project) if not _is_kept(project, name)]:
+    if left := [name for name in _others(project) if not is_made(project, name)]:
         yield f"no configuration makes {', '.join(left)} any more"
 
 
@@ -71,7 +71,3 @@ def _others(project: Project) -> dict[str, Manifest]:
         return {}
     named = {name: item for item in manifests_of(whole) for name in model_names(item)[:1]}
     return {name: item for name, item in named.items() if name != project.plan.model}
-
-
-def _is_kept(project: Project, model: str) -> bool:
-    return is_made(project.paths.root, model, project.plan.host)

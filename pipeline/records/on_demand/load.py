@@ -41,7 +41,7 @@ class LoadReport(VariantRecord):
     load: Load | None = None
     """The results; None without any."""
     notes: tuple[str, ...] = ()
-    """Scenarios and bounds without a result, and why."""
+    """Scenarios, bounds and batch sizes without a result, and why."""
     runs: tuple[LoadRun, ...] = ()
     """All runs, in their order: the search, and the runs that the results are of."""
     summaries: FileRecord | None = None

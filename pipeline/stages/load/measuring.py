@@ -12,7 +12,7 @@ import numpy as np
 from model_artifacts.records import LoadResult, LoadSettings, Scenario
 from pipeline.records import LoadRun
 from pipeline.stages.load.loadgen import Ask, run_loadgen
-from pipeline.stages.load.search import batches_of, choices_of, confirmed, largest_rate
+from pipeline.stages.load.search import batches_of, choices_of, confirmed, largest_rate, refused_batches
 from pipeline.stages.load.system import rows_of, serving
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Measured(NamedTuple):
 
     results: tuple[LoadResult, ...]
     notes: tuple[str, ...]
-    """Scenarios and bounds without a result, and why."""
+    """Scenarios, bounds and batch sizes without a result, and why."""
     runs: tuple[LoadRun, ...]
     summaries: str
     """LoadGen's summaries of all runs."""
@@ -104,7 +104,7 @@ class Bench:
         self._batches = batches_of(facts.profile, config.batches, facts.timed)
         self._capacities: dict[tuple[int, int], float] = {}
         self._offline: list[Trial] = []
-        self.notes: list[str] = []
+        self.notes = [note] if (note := refused_batches(facts.profile, config.batches)) else []
         self.taken: list[LoadRun] = []
         self.summaries: list[str] = []
         self._warm_up()

@@ -54,6 +54,23 @@ def batches_of(profile: BatchRange | None, configured: Sequence[int] | None, tim
     return tuple(size for size in chosen if profile is None or profile.takes(size)) or own
 
 
+def refused_batches(profile: BatchRange | None, configured: Sequence[int] | None) -> str:
+    """Return the note on configured sizes that an artifact does not take; empty if it takes all of them.
+
+    Args:
+        profile: the sizes that the artifact takes; None if it takes all.
+        configured: the sizes in the configuration; None for those of the artifact.
+    """
+    sizes = sorted(set(configured or ()))
+    left = [str(size) for size in sizes if profile and not profile.takes(size)]
+    if profile is None or not left:
+        return ""
+    taken = f"{profile.min} images" if profile.is_fixed else f"{profile.min} to {profile.max} images"
+    own = ", ".join(map(str, profile.sizes))
+    instead = f", so that its own sizes were tried: {own}" if len(left) == len(sizes) else ""
+    return f"batch {', '.join(left)} of `load.batches`: it takes {taken}{instead}"
+
+
 def largest_rate(
     choices: Iterable[LoadSettings],
     capacity: Callable[[LoadSettings], float],

@@ -200,6 +200,19 @@ def test_a_model_of_another_name_is_named_and_kept(copied: Path, capsys: pytest.
     assert f"kept: {copied}/artifacts/tiny, a model of another name" in capsys.readouterr().out
 
 
+def test_a_model_of_the_same_configuration_is_planned(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody is told to delete it, though its folder names a file that was renamed since."""
+    file = copied / "pipeline.yaml"
+    first, _, rest = file.read_text().partition("preprocessing:")
+    assert first.startswith("model:")
+    other = first.replace("name: tiny", "name: small").replace("\n", "\n  ").removeprefix("model:").rstrip()
+    entry = first.replace("\n", "\n  ").rstrip()
+    (copied / "p2.yaml").write_text(f"models:\n- {entry}\n- model:{other}\npreprocessing:{rest}")
+    file.unlink()
+    assert main(["prune", "--config", str(copied / "p2.yaml")]) == 0
+    assert capsys.readouterr().out == "nothing to prune: every variant here is in the configuration\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

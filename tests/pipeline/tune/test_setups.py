@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
 ENGINE = "tiny/rtx-sm80+/fp32-b1-ws16MiB"
+RANGE = {"min": 1, "opt": 8, "max": 32}
+SIDES = {"height": {"min": 32, "opt": 64, "max": 96}, "width": {"min": 64, "opt": 64, "max": 128}}
 LAYERS = Choice(setting="leave_unquantized.int8", value=("a", "b"))
 
 
@@ -141,10 +143,12 @@ def test_a_matrix_is_narrowed_to_one_variant() -> None:
 
 
 @pytest.mark.parametrize(
-    "profile", [8, {"min": 1, "opt": 8, "max": 32}, {"sizes": [1, 8]}], ids=["fixed", "range", "sizes"]
+    "profile",
+    [8, RANGE, {"sizes": [1, 8]}, {"batch": 8, **SIDES}, {"batch": RANGE, **SIDES}],
+    ids=["fixed", "range", "sizes", "fixed with axes", "range with axes"],
 )
 def test_a_batch_range_is_written_as_it_was(profile: object) -> None:
-    """A fixed one, a range, and one with a profile for each size."""
+    """A fixed one, a range, one with a profile for each size, and those with a height and a width."""
     config = config_of(profiles=[profile])
     engine = engines_of(Plan(config))[0]
     assert narrowed(config, engine).values["profiles"] == [profile]

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.errors import NewerRecordError
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import Setting
+from model_artifacts.records import SCHEMA_VERSION, Setting
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.setups import Setups
 from pipeline.tune.trials import Trials, drop_of, refusal_of, screening_of
+from tests.support.records import with_digest
 from tests.support.searches import LEVEL, STREAMS
 
 if TYPE_CHECKING:
@@ -64,6 +66,18 @@ def test_a_lost_or_damaged_trial_is_made_again_from_what_is_built(copied_search:
     again = store.make(trials[0].point, trials[1:], 600.0)
     assert (again.verdict, again.drop) == (trials[0].verdict, trials[0].drop)
     assert again.number == trials[-1].number + 1
+
+
+def test_a_trial_of_a_newer_version_is_left_alone(copied_search: Project) -> None:
+    """It is neither read nor deleted: the newer version goes on with it."""
+    store = Trials(Setups(copied_search))
+    path = store.folder / f"{store.read()[0].number:04}.json"
+    version = f'"schema_version": {SCHEMA_VERSION}'
+    newer = with_digest(path.read_text().replace(version, f"{version}0"))
+    path.write_text(newer)
+    with pytest.raises(NewerRecordError):
+        store.read()
+    assert path.read_text() == newer
 
 
 def test_another_bound_makes_another_trial(copied_search: Project) -> None:

@@ -15,6 +15,8 @@ from tests.support.configs import MATRIX
 if TYPE_CHECKING:
     from pathlib import Path
 
+TWO = "models: [{model: {name: a}}, {model: {name: b}}]\n"
+
 
 def test_values_are_changed_at_any_depth_and_the_rest_stays() -> None:
     """The data that was given is left as it is."""
@@ -56,7 +58,21 @@ def test_the_text_is_the_same_configuration(tmp_path: Path) -> None:
     assert load_config(file) == before
 
 
-@pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "a: 1\na: 2\n"], ids=["a list", "no YAML", "a key twice"])
+def test_a_list_of_one_model_becomes_its_sections(tmp_path: Path) -> None:
+    """So that changes of a section take effect, whether it stands in the entry or beside the list."""
+    file = tmp_path / "pipeline.yaml"
+    left = "leave_unquantized: {int8: [first]}"
+    file.write_text(f"models:\n- model: {{name: m, weights: sample}}\n  {left}\n{MATRIX}")
+    data = changed(plain_data(file), {"leave_unquantized.int8": ["a", "b"]}, ("release",))
+    before, after = load_config(file), tmp_path / "tuned.yaml"
+    after.write_text(yaml_of(data, "comment"))
+    assert load_config(after).leave_unquantized.int8 == ("a", "b")
+    assert load_config(after).model == before.model
+
+
+@pytest.mark.parametrize(
+    "text", ["- 1\n", "a: [\n", "a: 1\na: 2\n", TWO], ids=["a list", "no YAML", "a key twice", "two models"]
+)
 def test_other_files_are_refused_with_their_place(tmp_path: Path, text: str) -> None:
     """As `load_config` refuses them."""
     file = tmp_path / "pipeline.yaml"

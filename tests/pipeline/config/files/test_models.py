@@ -115,7 +115,7 @@ def test_what_the_files_show_is_placed_as_well(write_config: Callable[[str], Pat
 def test_one_model_is_not_chosen_among_several(write_config: Callable[[str], Path]) -> None:
     """Who wants a single model is told the names."""
     file = write_config(TWO + MATRIX)
-    with pytest.raises(UsageError, match=r"(?s)has several models.*first, second"):
+    with pytest.raises(UsageError, match=r"(?s)has several models.*first, second.*fix:.*--config FILE"):
         load_config(file)
     with pytest.raises(ConfigError):
         load_configs(write_config("models: [{model: {name: a}}]\n"))  # without a matrix

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import UsageError
+from model_artifacts.host.record_files import read_record
+from model_artifacts.records import Manifest, model_names
 from pipeline.planning.folder.owner import check_owner, claim, is_made
 from pipeline.planning.folder.projects import load_projects, project_of, project_with
+from pipeline.planning.folder.whole import left_models, write_part
 from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
 from tests.support.configs import MATRIX
+from tests.support.manifests import entry, manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,17 +50,41 @@ def test_a_page_of_its_own_has_each_of_several_models(tmp_path: Path) -> None:
     assert alone.paths.report_record == tmp_path / "artifacts/report.json"
 
 
+@pytest.mark.parametrize("elsewhere", [None, "elsewhere"], ids=["a renamed file", "--artifacts"])
+def test_every_model_of_the_configuration_is_kept(tmp_path: Path, elsewhere: str | None) -> None:
+    """Whatever ran last in its folder: its file may have moved, or name another artifacts folder."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(TWO + MATRIX)
+    root = tmp_path / elsewhere if elsewhere else None
+    for project in load_projects(file, STAGES, root):
+        claim(project)
+        write_part(project, part(project.plan.model))
+    if elsewhere is None:
+        file = file.rename(tmp_path / "p2.yaml")
+    first, _ = load_projects(file, STAGES, root)
+    assert [*left_models(first)] == []
+    write_part(first, part("first"))
+    assert model_names(read_record(first.paths.manifest, Manifest)) == ("first", "second")
+    file.write_text("model: {name: first, weights: sample}\n" + MATRIX)
+    assert [*left_models(first)] == ["no configuration makes second any more"]
+
+
+def part(model: str) -> Manifest:
+    """Return the part of a model in a manifest."""
+    return manifest(entry("v", id=f"{model}/cpu-x86_64/v", model=model))
+
+
 def test_another_configuration_may_have_one_of_the_models(tmp_path: Path) -> None:
     """If its settings are the same; else they would overwrite each other's results."""
     file, other = tmp_path / "pipeline.yaml", tmp_path / "other.yaml"
     file.write_text(TWO + MATRIX)
-    _, second = load_projects(file, STAGES)
+    first, second = load_projects(file, STAGES)
     claim(second)
     other.write_text("model: {name: second, weights: sample}\n" + MATRIX)
     check_owner(*load_projects(other, STAGES))
     other.write_text("model: {name: second, weights: sample}\ndata: {validation: 7}\n" + MATRIX)
     with pytest.raises(UsageError, match="with other `data`"):
         check_owner(*load_projects(other, STAGES))
-    assert is_made(second.paths.root, "second", second.plan.host)
+    assert is_made(first, "second")
     file.write_text("model: {name: first, weights: sample}\n" + MATRIX)
-    assert not is_made(second.paths.root, "second", second.plan.host)
+    assert not is_made(first, "second")

@@ -94,6 +94,14 @@ def test_sizes_that_an_engine_does_not_take_are_not_sent(least: int, scenario: S
     assert (found.results, found.notes) == ((), (note,))
 
 
+def test_configured_batches_that_it_does_not_take_leave_a_note() -> None:
+    """Beside the notes of the scenarios."""
+    only = BatchRange(min=16, opt=16, max=16)
+    found = measured(config(Scenario.SINGLE_STREAM, batches=(4,)), profile=only)
+    assert len(found.notes) == 2
+    assert found.notes[0].startswith("batch 4 of `load.batches`: it takes 16 images")
+
+
 def test_engine_of_one_batch_size_is_loaded_offline_and_by_streams() -> None:
     """Queries are filled up to its batch size."""
     found = measured(

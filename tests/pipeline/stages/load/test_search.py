@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.records import BatchRange, LoadSettings
-from pipeline.stages.load.search import PRECISION, batches_of, choices_of, confirmed, largest_rate
+from pipeline.stages.load.search import PRECISION, batches_of, choices_of, confirmed, largest_rate, refused_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,3 +113,25 @@ def test_batches_are_those_that_the_artifact_takes(
 ) -> None:
     """The configuration's sizes, as far as the artifact takes them, else its own."""
     assert batches_of(profile, configured, (8,)) == expected
+
+
+@pytest.mark.parametrize(
+    ("profile", "configured", "note"),
+    [
+        (None, (16, 2), ""),
+        (BatchRange(min=1, opt=8, max=32), None, ""),
+        (BatchRange(min=1, opt=8, max=32), (4, 8), ""),
+        (BatchRange(min=1, opt=8, max=32), (64, 4), "batch 64 of `load.batches`: it takes 1 to 32 images"),
+        (
+            BatchRange(min=16, opt=16, max=16),
+            (8, 4),
+            "batch 4, 8 of `load.batches`: it takes 16 images, so that its own sizes were tried: 16",
+        ),
+    ],
+    ids=["any", "its own", "all fit", "one does not fit", "none fits"],
+)
+def test_batches_that_an_artifact_does_not_take_are_named(
+    profile: BatchRange | None, configured: tuple[int, ...] | None, note: str
+) -> None:
+    """Nothing of the configuration is replaced in silence."""
+    assert refused_batches(profile, configured) == note
