@@ -30,6 +30,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
+from pipeline.stages.quantize.calibrated import Calibrated
 from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Images, Kept, Reader, kept_ranges
 from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings, without_fp8_kernels
 from pipeline.stages.quantize.rewriting import (
@@ -311,31 +312,6 @@ def _placed(graph: Graph, scratch: Path, weights: Weights) -> onnx.ModelProto:
     if graph.precision is Precision.INT8:
         carry_skips_in_int8(placed)
     return leave_idle(placed, weights)
-
-
-class Calibrated(NamedTuple):
-    """TensorRT's quantised graph in its FP32 form, with the FP32 weights."""
-
-    model: onnx.ModelProto
-    weights: Weights
-    """FP32 initialisers by name."""
-    means: Means
-    """Mean inputs of the convolutions."""
-
-    def leaving(self, names: Collection[str]) -> onnx.ModelProto:
-        """Return the graph with the named nodes in floating point, and those that quantising is of no more use for.
-
-        The biases of the others are corrected, as `make_quantized` corrects them.
-        """
-        return self._corrected(leave_idle(leave(self.model, self.weights, names), self.weights))
-
-    def quantizing(self, name: str) -> onnx.ModelProto:
-        """Return the graph with all nodes but the named one in floating point, and its bias corrected."""
-        others = [node.name for node in self.model.graph.node if node.name != name]
-        return self._corrected(leave(self.model, self.weights, others))
-
-    def _corrected(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        return correct_biases(model, self.weights, self.means)
 
 
 def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:

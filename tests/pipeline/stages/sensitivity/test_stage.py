@@ -23,7 +23,7 @@ from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import quantized_layers, quantized_nodes
-from pipeline.stages.quantize.stage import Calibrated, calibrate, make_quantized
+from pipeline.stages.quantize.stage import calibrate, make_quantized
 from pipeline.stages.sensitivity.stage import Ranked, halves, measure_sensitivity, propose
 from tests.support.parts import long_test
 from tests.support.quantized_graphs import load, read_by, residual_graph
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.records import Sensitivity
+    from pipeline.stages.quantize.calibrated import Calibrated
     from pipeline.stages.sensitivity.judging import Judged
 
 
