@@ -109,7 +109,7 @@ def test_a_loop_that_is_left_leaves_no_batch_under_way(loaded: Any) -> None:
             break
         assert len(overlap) == 0
         with pytest.raises(RunError, match="other batches"):
-            list(overlap.map([images(2, 70), images(2, 80).astype(np.float64)]))  # type: ignore[list-item]
+            list(overlap.map([images(2, 70), images(2, 80).astype(np.float64)]))
         assert len(overlap) == 0
         check(next(overlap.map([images(2, 90)])), 2, 90)
         overlap.put(images(2, 5))
