@@ -16,7 +16,7 @@ import numpy as np
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import each, feed_of
-from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, shape_of, shapes_of
+from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, require_usable, shape_of, shapes_of
 from model_artifacts.sessions.feeds.staging import Copiers
 from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.sessions.overlap.lanes import open_overlap
@@ -146,13 +146,15 @@ class Session:
         self._context = context
         self._cuda_graph = cuda_graph and not loaded.streams_weights
         self._inputs, self._outputs = loaded.inputs, loaded.outputs
+        self._names = tuple(spec.name for spec in loaded.outputs)
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
-        self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(self.enqueue_kernels))
+        self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(lambda: context.enqueue(stream.handle)))
         self._graph: cuda.Graph | None = None
         self._shapes: Shapes = ()
         self._padded: Shapes = ()  # the shapes that run: of an engine with several profiles the next of their sizes
         self._bound: dict[str, int] = {}
+        self._ended = False
 
     def allocate(self) -> None:
         """Allocate memory for the largest batch.
@@ -171,6 +173,7 @@ class Session:
 
     def close(self) -> None:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
+        self._ended, self._graph, self._shapes, self._padded = True, None, (), ()
         self._graphs.close()
         for memory in self._device.values():
             memory.close()
@@ -203,13 +206,9 @@ class Session:
         return self._run_on_gpu(arrays) if all(near) else self._run_from_host([np.asarray(item) for item in arrays])
 
     def _arrays_of(self, batch: Any) -> list[Any]:  # noqa: ANN401 - arrays of any library
-        """Return each input's array, in the order of the engine's inputs.
-
-        Raises:
-            RunError: the batch has other inputs.
-        """
-        names = [spec.name for spec in self._inputs]
-        return list(feed_of(names, batch).values())
+        """Return each input's array, in the order of the engine's inputs."""
+        require_usable(ended=self._ended)
+        return list(feed_of([spec.name for spec in self._inputs], batch).values())
 
     def prepare(self, size: int) -> None:
         """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
@@ -222,9 +221,12 @@ class Session:
         self._prepare_graph(tuple(shape_of(spec, size, "opt") for spec in self._inputs))
 
     def _prepare_graph(self, shapes: Shapes) -> None:
+        require_usable(ended=self._ended)
         self._prepare(shapes)
         if self._cuda_graph and self._graph is None:
-            self._graph = self._graphs.keep(self._padded)
+            padded, self._shapes, self._padded = self._padded, (), ()  # as in `_shape_for`
+            self._graph = self._graphs.keep(padded)
+            self._shapes, self._padded = shapes, padded
 
     def upload(self, batch: Batch) -> None:
         """Copy a batch from the host's memory into the session's own buffers, and prepare for its shape."""
@@ -240,7 +242,7 @@ class Session:
         """Enqueue the prepared batch on the stream without waiting for it.
 
         Raises:
-            RunError: the engine failed.
+            RunError: no batch is prepared, the session has ended, or the engine failed.
         """
         if self._graph is not None:
             self._graph.launch()
@@ -251,8 +253,9 @@ class Session:
         """Enqueue as `enqueue` does, but always without a CUDA graph.
 
         Raises:
-            RunError: the engine failed.
+            RunError: no batch is prepared, the session has ended, or the engine failed.
         """
+        require_usable(ended=self._ended, prepared=bool(self._shapes))
         self._context.enqueue(self.stream.handle)
 
     def enqueue_with_copies(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
@@ -263,8 +266,9 @@ class Session:
             is valid once the stream has finished, until the next call.
 
         Raises:
-            RunError: the engine failed.
+            RunError: no batch is prepared, the session has ended, or the engine failed.
         """
+        require_usable(ended=self._ended, prepared=bool(self._shapes))
         for spec in self._inputs:
             cuda.copy_to_gpu(self._own(spec), self._staged(spec), self.stream)
         self._fill_up()
@@ -362,10 +366,6 @@ class Session:
     def _own_pointers(self) -> dict[str, int]:
         return {spec.name: self._device[spec.name].pointer for spec in self._inputs}
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self._outputs)
-
     def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
         array = self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
         return array.rows(0, self._shapes[0][0]) if self._shapes != self._padded else array
@@ -383,16 +383,16 @@ class Session:
             raise self._refusal(f"{self._inputs[0].dtype} {shapes[0]}")
         batch = self._loaded.batches.padded(shapes[0][0])
         padded = tuple((batch, *shape[1:]) for shape in shapes)
-        if padded != self._padded:
-            self._shapes = self._padded = ()  # a shape that is refused leaves no prepared batch
+        former, self._graph, self._shapes, self._padded = self._padded, None, (), ()  # whatever fails: nothing prepared
+        if padded != former:
             for spec, shape in zip(self._inputs, padded, strict=True):
                 self._context.set_input_shape(spec.name, shape)
-        self._shapes, self._padded = shapes, padded
         self._graph = self._graphs.called(padded) if self._cuda_graph else None
+        self._shapes, self._padded = shapes, padded
 
     def _run_kernels(self) -> None:
-        """Run the prepared batch without a graph, and wait for it."""
-        self.enqueue_kernels()
+        """Run the batch that is being prepared without a graph, and wait for it."""
+        self._context.enqueue(self.stream.handle)
         self.stream.synchronize()
 
     def _refusal(self, got: str) -> RunError:

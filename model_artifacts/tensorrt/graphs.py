@@ -54,7 +54,7 @@ class SizeGraphs:
         """
         self._calls[size] += 1
         if self._calls.total() >= _REMEMBERED_CALLS:
-            self._calls = Counter({known: count // 2 for known, count in self._calls.items()})
+            self._calls = Counter({known: count // 2 for known, count in self._calls.items() if count > 1})
         if size in self._graphs:
             return self._graphs[size]
         rarest = min((self._calls[known] for known in self._graphs), default=0)

@@ -73,6 +73,22 @@ def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Seque
         )
 
 
+def require_usable(*, ended: bool, prepared: bool = True) -> None:
+    """Check that a session has its buffers still, and a prepared batch.
+
+    Args:
+        ended: its `with` block has ended.
+        prepared: a batch is prepared, or need not be.
+
+    Raises:
+        RunError: it has ended, or no batch is prepared.
+    """
+    if ended:
+        raise RunError("the session has ended", expected="a call within its `with` block", got="one after it")
+    if not prepared:
+        raise RunError("no batch is prepared", expected="a call of `prepare` first", got="one that starts a batch")
+
+
 def refusal(inputs: Sequence[TensorSpec], takes: BatchRange, got: str) -> RunError:
     """Return the error of a batch that an engine does not take."""
     batches = str(takes.min) if takes.is_fixed else f"{takes.min} to {takes.max}"

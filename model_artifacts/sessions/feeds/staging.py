@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections import deque
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.environment import threads
@@ -47,29 +48,35 @@ def copier_threads(cores: int) -> int:
 class _Job:
     """The copy of one array, whose pieces the threads take."""
 
-    def __init__(self, target: int, source: int, count: int) -> None:
+    def __init__(self, target: int, source: int, pieces: tuple[slice, ...]) -> None:
         self.target = target
         self.source = source
         self.arrived: SimpleQueue[slice] = SimpleQueue()
-        self.finished = threading.Event()
-        self._left = count
-        self._lock = threading.Lock()
+        self._pieces = deque(pieces)
+        self._copying = 0
+        self._changed = threading.Condition()
 
-    def copy(self, part: slice) -> None:
-        """Copy a piece, and report it."""
-        _move(self.target, self.source, part)
-        self.arrived.put(part)
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self.finished.set()
+    def copy(self) -> None:
+        """Copy and report pieces until none is left."""
+        while (part := self._take()) is not None:
+            _move(self.target, self.source, part)
+            self.arrived.put(part)
+            with self._changed:
+                self._copying -= 1
+                self._changed.notify_all()
 
+    def end(self) -> None:
+        """Take away the pieces that no thread has begun, and wait for the others."""
+        with self._changed:
+            self._pieces.clear()
+            self._changed.wait_for(lambda: not self._copying)
 
-class _Task(NamedTuple):
-    """A piece of a job."""
-
-    job: _Job
-    part: slice
+    def _take(self) -> slice | None:
+        with self._changed:
+            if not self._pieces:
+                return None
+            self._copying += 1
+            return self._pieces.popleft()
 
 
 class Copiers:
@@ -82,7 +89,7 @@ class Copiers:
             count: the number of threads; 0 lets each caller copy by itself; None takes what suits this host.
         """
         self._count = copier_threads(threads()) if count is None else count
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._tasks: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -104,15 +111,13 @@ class Copiers:
                 _move(target.ctypes.data, source.ctypes.data, part)
                 arrived(part)
             return
-        self._start()
-        job = _Job(target.ctypes.data, source.ctypes.data, len(pieces))
-        for part in pieces:
-            self._tasks.put(_Task(job, part))
+        job = _Job(target.ctypes.data, source.ctypes.data, pieces)
         try:
+            self._start(job)
             for _ in pieces:
                 arrived(job.arrived.get())
         finally:  # after an error, too, nothing is written to or read from memory that the caller may free
-            job.finished.wait()
+            job.end()
 
     def close(self) -> None:
         """End the threads. No copy is under way any more."""
@@ -124,7 +129,8 @@ class Copiers:
                 thread.join()
             self._threads.clear()
 
-    def _start(self) -> None:
+    def _start(self, job: _Job) -> None:
+        """Give a job to all threads. `close` waits meanwhile: without threads, the job would never end."""
         with self._lock:
             if self._closed:
                 raise RunError("the engine is closed, and copies no arrays any more")
@@ -132,10 +138,12 @@ class Copiers:
                 thread = threading.Thread(target=self._work, name=f"copier-{len(self._threads)}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
+            for _ in self._threads:
+                self._tasks.put(job)
 
     def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            task.job.copy(task.part)
+        while (job := self._tasks.get()) is not None:
+            job.copy()
 
 
 def _move(target: int, source: int, part: slice) -> None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from model_artifacts.errors import RunError, listed
 from model_artifacts.host import cuda
-from model_artifacts.sessions.feeds.batches import each, feed_of, size_of
-from model_artifacts.sessions.feeds.checks import refusal, require_batch, sample_of
+from model_artifacts.sessions.feeds.batches import each, feed_of
+from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, require_usable, shape_of, shapes_of
 from model_artifacts.sessions.onnx import named
 from model_artifacts.sessions.overlap.turns import Turns, require_buffers
 
@@ -119,7 +120,7 @@ def open_overlap(
 
 
 class Overlap:
-    """Runs batches of one size at a time, several of them under way. One thread uses it."""
+    """Runs batches of one shape at a time, several of them under way. One thread uses it."""
 
     def __init__(
         self,
@@ -145,12 +146,17 @@ class Overlap:
         self._streams = streams
         self._lanes = [_Lane() for _ in range(buffers)]
         self._inputs, self._outputs = loaded.inputs, loaded.outputs
-        self.size = 0
-        """The number of images of a batch, as prepared; 0 before."""
+        self._shapes: Shapes = ()
+        self._closed = False
 
     def __len__(self) -> int:
         """The number of batches under way."""
         return len(self._turns)
+
+    @property
+    def size(self) -> int:
+        """The number of images of a batch, as prepared; 0 before."""
+        return self._shapes[0][0] if self._shapes else 0
 
     @property
     def full(self) -> bool:
@@ -160,20 +166,26 @@ class Overlap:
     def prepare(self, size: int) -> None:
         """Allocate the buffers, and capture a CUDA graph for each of them. Results that were not taken are lost.
 
+        Dynamic axes have the size that the engine is tuned for.
+
         Args:
             size: the number of images in each of the next batches.
 
         Raises:
-            RunError: the engine does not take this size, or the GPU has no room.
+            RunError: the engine does not take this size, the overlap has ended, or the GPU has no room.
         """
+        shapes = tuple(shape_of(spec, size, "opt") for spec in self._inputs)
         if not self._loaded.batches.takes(size):
-            first = self._inputs[0]
-            raise refusal(self._inputs, self._loaded.batches, f"{first.dtype} {(size, *sample_of(first))}")
-        if size == self.size:
+            raise refusal(self._inputs, self._loaded.batches, f"{self._inputs[0].dtype} {shapes[0]}")
+        self._prepare(shapes)
+
+    def _prepare(self, shapes: Shapes) -> None:
+        require_usable(ended=self._closed)
+        if shapes == self._shapes:
             return
         self._clear()
-        for spec in self._inputs:
-            self._context.set_input_shape(spec.name, (self._loaded.batches.padded(size), *sample_of(spec)))
+        for spec, shape in zip(self._inputs, shapes, strict=True):
+            self._context.set_input_shape(spec.name, (self._loaded.batches.padded(shape[0]), *shape[1:]))
         for lane in self._lanes:
             for spec in (*self._inputs, *self._outputs):
                 lane.allocate(spec.name, self._context.shape(spec.name), np.dtype(spec.dtype))
@@ -183,41 +195,58 @@ class Overlap:
                 self._context.enqueue(self._streams.kernels.handle)  # an engine must have run before a capture
                 self._streams.kernels.synchronize()
                 lane.graph = self._streams.kernels.capture(lambda: self._context.enqueue(self._streams.kernels.handle))
-        self.size = size
+        self._shapes = shapes
 
     def feed(self) -> dict[str, npt.NDArray[Any]]:
         """Return the pinned arrays of the next batch's inputs, by their names, for the caller to fill.
 
         Raises:
-            RunError: every buffer has a batch.
+            RunError: nothing is prepared, or every buffer has a batch.
         """
-        lane = self._lanes[self._turns.next]
+        lane = self._next_lane()
         return {spec.name: lane.staged[spec.name][: self.size] for spec in self._inputs}
 
     def put(self, batch: Batch) -> None:
-        """Copy a batch to the pinned memory of the next buffer, and start it. Another size is prepared for first.
+        """Copy a batch to the pinned memory of the next buffer, and start it. Another shape is prepared for first.
 
         Args:
             batch: a numpy array as `Session` takes it; of several inputs, such an array by the name of each.
 
         Raises:
-            RunError: the engine does not take it, every buffer has a batch, or running failed.
+            RunError: the engine does not take it, every buffer has a batch, batches of another shape are under way,
+                the overlap has ended, or running failed.
         """
-        feed = feed_of([spec.name for spec in self._inputs], batch)
-        arrays = [np.asarray(array) for array in feed.values()]
+        self._put(self._arrays_of(batch))
+
+    def _arrays_of(self, batch: Batch) -> list[npt.NDArray[Any]]:
+        return [np.asarray(array) for array in feed_of([spec.name for spec in self._inputs], batch).values()]
+
+    def _put(self, arrays: list[npt.NDArray[Any]]) -> None:
         require_batch(self._inputs, self._loaded.batches, arrays)
-        self.prepare(len(arrays[0]))
+        shapes = shapes_of(arrays)
+        if len(self) and shapes != self._shapes:
+            raise RunError(
+                "batches of another shape are under way",
+                expected=listed([str(shape) for shape in self._shapes]),
+                got=listed([str(shape) for shape in shapes]),
+                fix="take their results first",
+            )
+        self._prepare(shapes)
         for staged, array in zip(self.feed().values(), arrays, strict=True):
             np.copyto(staged, array)
         self.start()
+
+    def _next_lane(self) -> _Lane:
+        require_usable(ended=self._closed, prepared=bool(self._shapes))
+        return self._lanes[self._turns.next]
 
     def start(self) -> None:
         """Start the batch that `feed` has the arrays of, without waiting for it.
 
         Raises:
-            RunError: every buffer has a batch, or the engine failed.
+            RunError: nothing is prepared, every buffer has a batch, or the engine failed.
         """
-        lane = self._lanes[self._turns.next]
+        lane = self._next_lane()
         uploaded, computed, downloaded = lane.events
         uploads, kernels, downloads = self._streams
         for spec in self._inputs:
@@ -256,31 +285,45 @@ class Overlap:
     def map(self, batches: Iterable[Batch]) -> Iterator[Outputs]:
         """Yield the logits of batches in their order, each as a new array.
 
+        A loop that is left early discards the batches under way.
+
         Args:
-            batches: numpy arrays as `Session` takes them. While their size stays the same, they overlap.
+            batches: numpy arrays as `Session` takes them. While their shape stays the same, they overlap.
 
         Raises:
-            RunError: the engine does not take a batch, or running failed.
+            RunError: batches are under way already, the engine does not take a batch, or running failed.
         """
-        for batch in batches:
-            while len(self) and (self.full or size_of(batch) != self.size):
+        if len(self):
+            raise RunError("batches are under way", expected="none before `map`", got=f"{len(self)}")
+        try:
+            for batch in batches:
+                arrays = self._arrays_of(batch)
+                while len(self) and (self.full or shapes_of(arrays) != self._shapes):
+                    yield each(self.result(), np.array)
+                self._put(arrays)
+            while len(self):
                 yield each(self.result(), np.array)
-            self.put(batch)
-        while len(self):
-            yield each(self.result(), np.array)
+        finally:
+            if len(self):
+                self._drain()
 
     def close(self) -> None:
         """Wait for what is under way, and free all memory."""
+        self._closed = True
         self._clear()
 
-    def _clear(self) -> None:
+    def _drain(self) -> None:
+        """Wait for what is under way, and discard it."""
         for stream in self._streams:
             stream.synchronize()
         while len(self._turns):
             self._turns.end()
+
+    def _clear(self) -> None:
+        self._drain()
         for lane in self._lanes:
             lane.close()
-        self.size = 0
+        self._shapes = ()
 
     def _bind(self, lane: _Lane) -> None:
         for name, memory in lane.device.items():

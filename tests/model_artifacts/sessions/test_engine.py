@@ -90,6 +90,13 @@ def test_session_without_buffers_has_nothing_to_give_back() -> None:
         stack.callback(session().close)
 
 
+def test_a_batch_before_prepare_is_refused() -> None:
+    """There is nothing to enqueue yet."""
+    for call in (session().enqueue, session().enqueue_kernels, session().enqueue_with_copies):
+        with pytest.raises(RunError, match="no batch is prepared"):
+            call()
+
+
 def test_engine_tells_what_it_takes() -> None:
     """Input, output and batch range are those of the loaded engine."""
     engine = Engine(loaded(), H100)

@@ -263,6 +263,38 @@ def test_work_that_cannot_be_captured_leaves_nothing_behind(gpu: FakeRuntime, en
         assert gpu.open == before
 
 
+@pytest.mark.parametrize("prepares", [False, True], ids=["call", "prepare"])
+def test_a_failed_capture_leaves_no_graph_of_another_size(engine: Engine, loaded: Any, *, prepares: bool) -> None:
+    """The size whose capture failed runs as itself the next time, and not by the former size's graph."""
+    with engine.session() as run:
+        run(images(4))
+        context = loaded.contexts[0]
+        real = context.enqueue
+
+        def fails(_: int) -> None:
+            raise RunError("the engine could not be run")
+
+        context.enqueue = fails
+        with pytest.raises(RunError, match="could not be run"):
+            run.prepare(2) if prepares else run(images(2))
+        with pytest.raises(RunError, match="no batch is prepared"):
+            run.enqueue()
+        context.enqueue = real
+        for size in (2, 4, 2):
+            np.testing.assert_array_equal(run(images(size)), logits(size))
+
+
+def test_a_session_that_has_ended_runs_nothing(gpu: FakeRuntime, engine: Engine) -> None:
+    """Each call says so, and allocates nothing."""
+    with engine.session() as run:
+        run(images(2))
+    calls = (lambda: run(images(2)), lambda: run.prepare(2), lambda: run.upload(images(2)), run.enqueue)
+    for call in (*calls, run.enqueue_kernels, run.enqueue_with_copies):
+        with pytest.raises(RunError, match="the session has ended"):
+            call()
+    assert gpu.idle
+
+
 def test_compiled_kernels_are_handed_on(engine: Engine, loaded: Any) -> None:
     """A session exports its compiled kernels, and another one imports them."""
     with engine.session(cuda_graph=False) as run:

@@ -82,6 +82,12 @@ def test_sizes_of_today_get_the_graphs_of_yesterday(kept: Captures) -> None:
     assert kept.call([9, 10, 11, 12]) == 0
 
 
+def test_sizes_that_came_once_are_forgotten(kept: Captures) -> None:
+    """A server of images of any size counts a bounded number of shapes."""
+    kept.call([*range(1, 20000)])
+    assert len(kept.graphs._calls) <= 4096  # noqa: SLF001 - what it remembers
+
+
 def test_a_size_that_must_have_a_graph_takes_the_rarest_ones(kept: Captures) -> None:
     """A benchmark prepares a size, and times its graph whatever was called before."""
     kept.call([*range(1, 9)] * 3 + [*range(2, 9)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import closing
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from model_artifacts.sessions.feeds import staging
 from model_artifacts.sessions.feeds.staging import Copiers, copier_threads, pieces_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
 
@@ -99,6 +103,70 @@ def test_nothing_is_written_after_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         target = np.zeros_like(source)
         copiers.copy(target, source, lambda _: None)
         np.testing.assert_array_equal(target, source)
+
+
+class Watched:
+    """A queue that does something after each put."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._then = then
+        self.get = self._queue.get
+
+    def put(self, item: Any) -> None:
+        """Put it, and do something."""
+        self._queue.put(item)
+        if item is not None:
+            self._then()
+
+
+def test_an_interrupt_leaves_no_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a copy begins ends it like any other error: nothing is written afterwards."""
+    move = staging._move  # noqa: SLF001 - slowed down
+    started = threading.Event()
+
+    def slow(target: int, source: int, part: slice) -> None:
+        started.set()
+        time.sleep(0.05)
+        move(target, source, part)
+
+    def interrupt() -> None:
+        started.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(staging, "_move", slow)
+    source = large(9) | 1
+    target = np.zeros_like(source)
+    with closing(Copiers(2)) as copiers:
+        copiers._tasks = Watched(interrupt)  # type: ignore[assignment]  # noqa: SLF001 - as above
+        with pytest.raises(KeyboardInterrupt):
+            copiers.copy(target, source, lambda _: None)
+        before = target.copy()
+        time.sleep(0.2)
+        np.testing.assert_array_equal(target, before)
+
+
+def test_closing_waits_for_a_copy_that_begins() -> None:
+    """The threads end only after the pieces of a copy that they were promised to."""
+    source = large(12)
+    target = np.zeros_like(source)
+    copiers = Copiers(3)
+    closers: list[threading.Thread] = []
+
+    def close() -> None:
+        if not closers:
+            closers.append(threading.Thread(target=copiers.close, daemon=True))
+            closers[0].start()
+            closers[0].join(0.1)
+
+    copiers._tasks = Watched(close)  # type: ignore[assignment]  # noqa: SLF001 - put between start and copy
+    copying = threading.Thread(target=copiers.copy, args=(target, source, lambda _: None), daemon=True)
+    copying.start()
+    copying.join(10)
+    assert not copying.is_alive()
+    closers[0].join(10)
+    assert not closers[0].is_alive()
+    np.testing.assert_array_equal(target, source)
 
 
 def test_threads_start_late_and_end() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
-from model_artifacts.records import BatchRange
+from model_artifacts.records import AxisRange, BatchRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
 from tests.support.fake_cuda import FakeEngine
 from tests.support.hosts import H100
@@ -80,6 +80,66 @@ def test_a_batch_between_profiles_is_filled_up(gpu: LazyRuntime) -> None:
     for got, (size, start) in zip(found, ((8, 50), (3, 7), (3, 20), (1, 9)), strict=True):
         np.testing.assert_array_equal(got, logits(size, start))
     assert {*loaded.contexts[0].ran} == {2, 8}
+
+
+def test_images_of_several_sizes_have_their_own_logits(gpu: LazyRuntime) -> None:
+    """Buffers belong to a batch's shape, not to its size alone; `prepare` takes the size in the middle."""
+    ranges = (AxisRange(name="height", min=2, opt=4, max=8), AxisRange(name="width", min=2, opt=4, max=6))
+    shape = ("batch", 3, "height", "width")
+    loaded: Any = FakeEngine(gpu, RANGE)
+    loaded.inputs = (TensorSpec(name="image", shape=shape, dtype="float32", layout="NCHW", ranges=ranges),)
+    pixels = [(4, 4), (4, 4), (8, 6), (2, 6), (4, 4)]
+    batches = [
+        np.ascontiguousarray(np.broadcast_to(images(3, 10 * number)[:, :, :1, :1], (3, 3, *size)))
+        for number, size in enumerate(pixels)
+    ]
+    with Engine(loaded, H100).overlap(3) as overlap:
+        overlap.prepare(3)
+        assert (overlap.size, overlap.feed()["image"].shape) == (3, (3, 3, 4, 4))
+        found = list(overlap.map(batches))
+    for number, got in enumerate(found):
+        np.testing.assert_array_equal(got, logits(3, 10 * number))
+
+
+def test_a_loop_that_is_left_leaves_no_batch_under_way(loaded: Any) -> None:
+    """The next loop gives its own results, after a break and after a refusal."""
+    with Engine(loaded, H100).overlap(3) as overlap:
+        for found in overlap.map(images(2, start) for start in range(0, 60, 10)):
+            check(found, 2, 0)
+            break
+        assert len(overlap) == 0
+        with pytest.raises(RunError, match="other batches"):
+            list(overlap.map([images(2, 70), images(2, 80).astype(np.float64)]))
+        assert len(overlap) == 0
+        check(next(overlap.map([images(2, 90)])), 2, 90)
+        overlap.put(images(2, 5))
+        with pytest.raises(RunError, match="under way"):
+            next(overlap.map([images(2, 90)]))
+        check(overlap.result(), 2, 5)
+
+
+def test_another_shape_discards_no_batch_under_way(loaded: Any) -> None:
+    """It is refused until the results were taken."""
+    with Engine(loaded, H100).overlap(3) as overlap:
+        overlap.put(images(2, 5))
+        with pytest.raises(RunError, match="batches of another shape are under way"):
+            overlap.put(images(3, 50))
+        check(overlap.result(), 2, 5)
+        overlap.put(images(3, 50))
+        check(overlap.result(), 3, 50)
+
+
+def test_calls_out_of_time_are_refused(loaded: Any, gpu: LazyRuntime) -> None:
+    """Before `prepare` there is nothing to fill or start; after the end nothing is allocated any more."""
+    with Engine(loaded, H100).overlap(2) as overlap:
+        for call in (overlap.feed, overlap.start):
+            with pytest.raises(RunError, match="no batch is prepared"):
+                call()
+        overlap.put(images(2, 5))
+    for late in (overlap.feed, overlap.start, lambda: overlap.put(images(2, 5)), lambda: overlap.prepare(2)):
+        with pytest.raises(RunError, match="has ended"):
+            late()
+    assert gpu.idle
 
 
 def test_callers_fill_the_pinned_memory_themselves(loaded: Any) -> None:
