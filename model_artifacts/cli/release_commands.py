@@ -237,20 +237,23 @@ def _release_of(path: Path | None, options: argparse.Namespace) -> Path:
     Raises:
         UsageError: no model of several is named, or one is named beside a release.
         ReleaseError: there is no release.
+        RecordError: the manifest of the artifacts is damaged, so that their model is unknown.
     """
-    from model_artifacts.errors import RecordError
+    from model_artifacts.errors import MissingRecordError
     from model_artifacts.host.record_files import read_record
-    from model_artifacts.records import Manifest, of_model
+    from model_artifacts.records import Manifest, model_names, of_model
     from model_artifacts.releases.verification import latest_release
 
     if path and options.model:
         raise UsageError(f"expected --model, or a release, which has one model, got --model {options.model} and {path}")
     if path:
         return path
-    if not options.model:
-        with suppress(RecordError):  # a release has a manifest of its own, and this one only tells of other models
-            of_model(read_record(options.artifacts / "manifest.json", Manifest))
-    return latest_release(options.artifacts / "release", options.model)
+    model: str | None = options.model or None
+    if model is None:
+        with suppress(MissingRecordError):  # `release` may lie there alone; its releases tell of their models
+            only = of_model(read_record(options.artifacts / "manifest.json", Manifest))
+            model = next(iter(model_names(only)), None)
+    return latest_release(options.artifacts / "release", model)
 
 
 def _tag(url: str, name: str | None, target: str | None) -> int:

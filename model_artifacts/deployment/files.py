@@ -9,7 +9,7 @@ from model_artifacts.errors import RecordError, RunError
 from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import leaves_its_folder
 from model_artifacts.host.record_files import read_record
-from model_artifacts.records import Backend, FileRecord, Recipe
+from model_artifacts.records import Backend, FileRecord, Recipe, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,16 +34,36 @@ def check_names(path: Path, entry: ManifestEntry) -> None:
                 got=file.path,
                 fix="do not use this manifest",
             )
-    wrong = [name for name in (entry.model, entry.target) if not _NAME.fullmatch(name)]
+    wrong = [name for name in (entry.model, entry.target) if not is_plain_name(name)]
     wrong += [name for name in (entry.id, *(file.path for file in files)) if not name.isprintable()]
     if wrong:
-        raise RunError(
-            "the manifest has a name that no build gives",
-            where=str(path),
-            expected="letters, digits, `.`, `_`, `+` and `-`",
-            got=ascii(wrong[0]),
-            fix="do not use this manifest",
-        )
+        raise _unknown_name(path, wrong[0])
+
+
+def check_model_names(path: Path, manifest: Manifest) -> None:
+    """Check the names of a manifest's models, which it may have without artifacts.
+
+    Raises:
+        RunError: a name is none that a build gives.
+    """
+    for name in model_names(manifest):
+        if not is_plain_name(name):
+            raise _unknown_name(path, name)
+
+
+def is_plain_name(name: str) -> bool:
+    """Return True if a build may give this name to a model or a target: no path, no line break."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _unknown_name(path: Path, name: str) -> RunError:
+    return RunError(
+        "the manifest has a name that no build gives",
+        where=str(path),
+        expected="letters, digits, `.`, `_`, `+` and `-`",
+        got=ascii(name),
+        fix="do not use this manifest",
+    )
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from model_artifacts.deployment.files import check_names, unusable
+from model_artifacts.deployment.files import check_model_names, check_names, unusable
 from model_artifacts.deployment.model import Model
 from model_artifacts.deployment.pictures.readers import OnGpu, gpu_reader
 from model_artifacts.deployment.requirements import Requirements
@@ -97,6 +97,7 @@ def read_manifest(artifacts: str | os.PathLike[str]) -> Manifest:
     path = Path(artifacts) / "manifest.json"
     fix = "name a folder that `doit` or `pull` has filled; if the manifest was changed, run that again"
     manifest = read_record(path, Manifest, fix=fix)
+    check_model_names(path, manifest)
     for entry in manifest.artifacts:
         check_names(path, entry)
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
@@ -30,8 +31,8 @@ its own version (docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-libr
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the numbers of a version; () for other text, such as "absent"."""
-    parts = version.split(".")
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+    known = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", version)
+    return tuple(map(int, version.split("."))) if known else ()
 
 
 class BuiltFor(Record):
@@ -49,6 +50,11 @@ class BuiltFor(Record):
     """True if later versions of TensorRT run the engine, too; earlier versions never do."""
     hardware_compatibility: str = "none"
     """Other GPUs that run the engine: `none`, `same_compute_capability` or `ampere_plus`."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the version; () if it has anything else, such as `10.15.1.post1`."""
+        return _numbers(self.version)
 
     def runs_on(self, gpu: Gpu) -> bool:
         """Return True if the engine runs on a GPU."""
@@ -73,8 +79,8 @@ class BuiltFor(Record):
             return self.flavour is flavour
         if not self.version_compatible or flavour is not EngineFlavour.TENSORRT:
             return False
-        made, have = _numbers(self.version), _numbers(version)
-        return have >= made and (have[:1] == made[:1] or (made[0], have[0]) in _MAJORS)
+        made, have = self.numbers, _numbers(version)
+        return () < made <= have and (have[:1] == made[:1] or (made[0], have[0]) in _MAJORS)
 
 
 class Setting(Record):

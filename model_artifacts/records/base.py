@@ -31,6 +31,8 @@ SCHEMA_VERSION = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower-case hexadecimal: 64 digits."""
+AxisName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Name of an axis, such as `height`: ASCII letters, digits and `_`. Names of files have it."""
 Whole = Annotated[int, Field(strict=True, ge=1)]
 """A whole number of at least 1; `true` and `"8"` are refused."""
 Count = Annotated[int, Field(ge=0)]
@@ -114,7 +116,7 @@ def call_of(factory: str, arguments: tuple[Argument, ...]) -> str:
 class AxisRange(Record):
     """Sizes of an axis that an artifact takes: from `min` to `max`, tuned for `opt`."""
 
-    name: str
+    name: AxisName
     """Name of the axis, such as `height`."""
     min: Whole
     """Smallest size."""

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
-from model_artifacts.errors import StoreError
+from model_artifacts.errors import NewerRecordError, RecordError, StoreError, UsageError
+from model_artifacts.host.record_files import read_record
 from model_artifacts.host.transfers import at_once
+from model_artifacts.records import Manifest, model_names
 from model_artifacts.releases.listings import (
     Garbage,
     StoredTag,
@@ -26,9 +30,8 @@ from model_artifacts.releases.objects import ObjectStore, blob_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-    from model_artifacts.records import FileRecord, Manifest, StoredRelease
+    from model_artifacts.records import FileRecord, StoredRelease
 
 
 class Releases(Protocol):
@@ -74,6 +77,42 @@ class Releases(Protocol):
 
     def collect_garbage(self, grace: timedelta, *, delete: bool) -> Garbage:
         """List, and optionally delete, what no tag reaches."""
+
+
+def demand_same_model(store: Releases, tags: Sequence[str], manifest: Manifest) -> None:
+    """Check that no tag would move from one model to another, under those who pull it.
+
+    Raises:
+        UsageError: one would.
+    """
+    ours = model_names(manifest)
+    for tag in tags:
+        theirs = _models_of_tag(store, tag)
+        if ours and theirs and ours != theirs:
+            raise UsageError(
+                f"the tag {tag} names a release of another model",
+                where=store.shown,
+                expected=", ".join(theirs),
+                got=", ".join(ours),
+                fix=f"push to a store of its own, or with a tag of its own, such as `--tag {ours[0]}`",
+            )
+
+
+def _models_of_tag(store: Releases, tag: str) -> tuple[str, ...]:
+    """Return the models of the release that a tag names; none if there is no such tag, or no such release that reads.
+
+    Raises:
+        StorageError: the manifest cannot be written to a temporary folder.
+    """
+    with TemporaryDirectory() as folder:
+        there = Path(folder) / "manifest.json"
+        try:
+            listing = store.read(store.digest_of(tag))
+            for file in (item for item in listing.files if item.path == there.name):
+                store.fetch(file, there, lambda _: None)
+            return model_names(read_record(there, Manifest))
+        except (StoreError, RecordError, NewerRecordError):  # a push is what mends it
+            return ()
 
 
 class ObjectReleases:

@@ -28,7 +28,7 @@ from model_artifacts.host.transfers import Progress, at_once
 from model_artifacts.records import LATEST, HostRelease, Manifest, StoredRelease, of_model
 from model_artifacts.releases.archive import unpacked
 from model_artifacts.releases.listings import Garbage, StoredTag, check_tag
-from model_artifacts.releases.object_releases import ObjectReleases
+from model_artifacts.releases.object_releases import ObjectReleases, demand_same_model
 from model_artifacts.releases.oci.references import is_registry, reference_of
 from model_artifacts.releases.oci.releases import OciReleases
 from model_artifacts.releases.signature import FOR_HOST, SIGNATURE, signed_name
@@ -123,7 +123,7 @@ def push(url: str, release: Path, tags: Sequence[str] = (), *, again: bool = Fal
 
     Raises:
         ReleaseError: the release fails its verification.
-        UsageError: the URL names a digest, or a store without repositories is to mount.
+        UsageError: the URL names a digest, a store without repositories is to mount, or a tag is another model's.
         StoreError: the store cannot be reached or written, or a tag's name is not valid.
         StorageError: the store is a folder and cannot be written.
     """
@@ -138,6 +138,7 @@ def push(url: str, release: Path, tags: Sequence[str] = (), *, again: bool = Fal
                 f"{release} is only a part of a release, pulled for one host", fix="push the whole release"
             )
         manifest = verify_release(folder)
+        demand_same_model(store, tags, manifest)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = tuple(describe_file(path, folder) for path in paths)
         name = signed_name(folder) if (folder / SIGNATURE).is_file() else ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.deployment.files import is_plain_name
 from model_artifacts.records import (
     CPU_TARGET,
     Backend,
@@ -66,6 +67,8 @@ class TritonModel:
     entry: ManifestEntry
     tuned: LoadResult | None = None
     """The result of `doit load` whose settings the server takes; None for Triton's defaults."""
+    p99_ms: float | None = None
+    """The bound in milliseconds that was asked for; None for the strictest."""
 
     @property
     def path(self) -> str:
@@ -169,7 +172,9 @@ class TritonModel:
         """Origin of the settings, as a phrase: a result of `doit load`, or Triton's defaults."""
         load, tuned = self.entry.load, self.tuned
         if load is None or tuned is None:
-            return "Triton's defaults and the benchmark: no result of `doit load`"
+            asked = load is not None and self.p99_ms is not None
+            reason = f"no result within p99 {self.p99_ms:g} ms" if asked else "no result of `doit load`"
+            return f"Triton's defaults and the benchmark: {reason}"
         rate = f"{tuned.rate_per_s:,.0f} images/s within p99 {tuned.p99_bound_ms or 0:g} ms"
         return f"`doit load`: {rate}, by LoadGen {load.loadgen} on {load.device}"
 
@@ -205,7 +210,7 @@ def plan_models(
     models: dict[str, TritonModel] = {}
     for entry in sorted(_of_one_tensorrt(entries, left), key=lambda entry: (_milliseconds(entry), entry.id)):
         tuned = entry.load.server(p99_ms) if entry.load else None
-        model = TritonModel(_host(entry), _name(entry), _platform(entry), entry, tuned)
+        model = TritonModel(_host(entry), _name(entry), _platform(entry), entry, tuned, p99_ms)
         best = models.setdefault(model.path, model).entry
         if best is not entry:
             left[entry.id] = f"{best.id} takes its place: as fast or faster, and Triton tells GPUs apart by SM alone"
@@ -227,6 +232,12 @@ def _of_one_tensorrt(entries: Sequence[ManifestEntry], left: dict[str, str]) -> 
 
 def _obstacle(entry: ManifestEntry) -> str:
     """Return the reason why Triton cannot run a deployable artifact; empty if it can."""
+    if not is_plain_name(entry.model):
+        return "the name of its model is none that a build gives"
+    if entry.built_for and not entry.built_for.compute_capabilities:
+        return "the compute capability that it was built for is unknown"
+    if entry.built_for and not entry.built_for.numbers:
+        return f"the version of its TensorRT is {entry.built_for.version!a}, and no numbers that can be compared"
     if entry.backend is Backend.DYNAMO:
         return "Triton loads torch's AOTInductor packages (`formats: [aot_inductor]`), but no ExportedPrograms"
     if entry.backend is Backend.TORCH_COMPILE:
@@ -281,7 +292,7 @@ def _plain_name(entry: ManifestEntry) -> str:
 
 
 def _version(entry: ManifestEntry) -> tuple[int, ...]:
-    return tuple(int(part) for part in entry.built_for.version.split(".")) if entry.built_for else ()
+    return entry.built_for.numbers if entry.built_for else ()
 
 
 def _rankable(entry: ManifestEntry) -> dict[int, BatchTiming]:

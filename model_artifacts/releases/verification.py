@@ -9,7 +9,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import ReleaseError, one_line, shortened, storage_errors
+from model_artifacts.errors import ReleaseError, UsageError, listed, one_line, shortened, storage_errors
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.plain_files import read_plain, tree
 from model_artifacts.host.record_files import read_record
@@ -43,10 +43,11 @@ def latest_release(releases: Path, model: str | None = None) -> Path:
 
     Args:
         releases: the folder of a build's releases, `<artifacts>/release`.
-        model: the name of the releases' model; None takes those of any.
+        model: the name of the releases' model; None takes the only one.
 
     Raises:
         ReleaseError: the folder holds no release, or none of this model.
+        UsageError: the releases are of several models, and none was named.
         RecordError: the manifest of one is missing or damaged, so that the newest is unknown.
     """
     folders = sorted(path.parent for path in releases.glob(f"*/{SUMS}"))
@@ -54,6 +55,13 @@ def latest_release(releases: Path, model: str | None = None) -> Path:
         raise ReleaseError(f"{releases} holds no release", fix="run `doit release` first")
     fix = "delete that folder, or name the release"
     manifests = {folder: read_record(folder / MANIFEST, Manifest, fix=fix) for folder in folders}
+    models = sorted({name for item in manifests.values() for name in model_names(item)})
+    if model is None and len(models) > 1:
+        raise UsageError(
+            f"{releases} has releases of several models, and none was chosen",
+            expected=f"one of {listed(models, most=20)}",
+            fix=f"name it: `--model {models[0]}`, or name the release",
+        )
     built = {folder: item.built_at for folder, item in manifests.items() if model in {None, *model_names(item)}}
     if not built:
         raise ReleaseError(f"{releases} holds no release of {model}", fix="run `doit release` first")

@@ -51,7 +51,7 @@ class Serving:
                 got=repr(self.contexts),
                 fix="name the most calls that are to run at once, or leave it out for 1",
             )
-        if self.pictures not in {item.value for item in PicturesOn}:
+        if not isinstance(self.pictures, str) or self.pictures not in {item.value for item in PicturesOn}:
             raise UsageError(
                 "`load` needs a place to decode pictures",
                 expected="`pictures`: cpu or gpu",
@@ -59,7 +59,8 @@ class Serving:
                 fix="name one of them, or leave it out for cpu",
             )
         wait = self.wait_seconds
-        if wait is not None and (isinstance(wait, bool) or not 0 <= wait < float("inf")):
+        is_number = isinstance(wait, (int, float)) and not isinstance(wait, bool)
+        if wait is not None and not (is_number and 0 <= wait < float("inf")):
             raise UsageError(
                 "`load` needs a time to wait",
                 expected="`wait_seconds`: a number of seconds, from 0",

@@ -9,6 +9,7 @@ import json
 import platform
 from typing import TYPE_CHECKING
 
+from model_artifacts.errors import ReleaseError, shortened
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, EngineFlavour
 
@@ -34,6 +35,9 @@ def requirements_of(entries: Sequence[ManifestEntry]) -> tuple[str, ...]:
 
     Args:
         entries: the artifacts that may be loaded, the best first.
+
+    Raises:
+        ReleaseError: the version of an engine's TensorRT has anything but numbers. Files for pip would hold it.
     """
     ours = version("model-artifacts")
     onnx = [entry.target for entry in entries if entry.backend.is_onnxruntime]
@@ -41,6 +45,13 @@ def requirements_of(entries: Sequence[ManifestEntry]) -> tuple[str, ...]:
     engines: dict[EngineFlavour, str] = {}
     for entry in entries:
         if entry.built_for:
+            if not entry.built_for.numbers:
+                raise ReleaseError(
+                    f"the version of TensorRT that built {entry.id} is none that pip could be told",
+                    expected="numbers between points, such as 10.15.1.29",
+                    got=ascii(shortened(entry.built_for.version)),
+                    fix="build the engine with a released TensorRT; if the manifest was changed, do not use it",
+                )
             engines.setdefault(entry.built_for.flavour, entry.built_for.version)
     libraries = (f"{_DISTRIBUTIONS[flavour]}=={exact}" for flavour, exact in sorted(engines.items()))
     pinned = f"=={ours}" if ours != "absent" else ""  # a checkout that is not installed

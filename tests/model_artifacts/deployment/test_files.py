@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model_artifacts.deployment.files import entry_files, unusable
-from model_artifacts.deployment.loading import load, resolve
+from model_artifacts.deployment.loading import load, read_manifest, resolve
 from model_artifacts.deployment.requirements import Requirements
-from model_artifacts.errors import ArtifactError, RecordError
+from model_artifacts.errors import ArtifactError, RecordError, RunError
 from model_artifacts.host.hashes import describe_bytes, describe_file
 from model_artifacts.host.record_files import write_record
 from model_artifacts.records import (
@@ -20,6 +21,7 @@ from model_artifacts.records import (
     KernelSpecialization,
     ManifestEntry,
     ManifestModel,
+    ManifestPart,
     Precision,
     Preprocessing,
     Recipe,
@@ -196,7 +198,8 @@ def test_what_an_artifact_needs_travels_with_it(copied: Path, tmp_path: Path, mo
     project = Project.load(copied / "pipeline.yaml", STAGES)
     built = project.manifest()
     plan = next(item.file for item in built.artifacts if item.backend is Backend.TENSORRT and item.file)
-    made = STRIPPED.model_copy(update={"file": plan, "runtime_cache": None, "weights": project.onnx(Graph.FP16).file})
+    files = {"file": plan, "runtime_cache": None, "weights": project.onnx(Graph.FP16).file}
+    made = STRIPPED.model_copy(update={"model": "tiny", **files})
     other = next(item for item in built.artifacts if item.id.endswith("onnxruntime-fp32"))
     monkeypatch.setattr(Project, "manifest", lambda _: built.model_copy(update={"artifacts": (made, other)}))
     for module in ("deployment.loading", "releases.store"):
@@ -208,3 +211,16 @@ def test_what_an_artifact_needs_travels_with_it(copied: Path, tmp_path: Path, mo
     assert {path for path in there if "." in path.rpartition("/")[2]} == {file.path for file in made.files}
     for file in made.files:
         assert describe_file(tmp_path / "models" / file.path, tmp_path / "models") == file
+
+
+def test_a_model_without_artifacts_has_a_plain_name_too(tmp_path: Path) -> None:
+    """Its name is listed, and asked for."""
+    plain = manifest().model_copy(update={"model": MODEL.model_copy(update={"name": "../m"})})
+    part = ManifestPart(
+        name="\x1b[2J", key=plain.key, built_at=plain.built_at, toolchain=(), git=None, host="", model=None
+    )
+    several = plain.model_copy(update={"model": None, "models": (part, part.model_copy(update={"name": "m"}))})
+    for wrong, shown in ((plain, "'../m'"), (several, "'\\x1b[2J'")):
+        write_record(tmp_path / "manifest.json", wrong)
+        with pytest.raises(RunError, match=re.escape(f"got:      {shown}")):
+            read_manifest(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 
-from model_artifacts.records import BatchTiming, FileRecord, Key, KeyField, StageRecord, Tool
+from model_artifacts.records import AxisRange, BatchTiming, FileRecord, Key, KeyField, StageRecord, Tool
 from tests.support.records import KEY, KEYS, NOW
 
 
@@ -84,3 +84,11 @@ def test_key_digest_tells_name_from_value() -> None:
 def test_plain_stage_record_has_no_files() -> None:
     """A record without files of its own vouches for none."""
     assert StageRecord(key=KEY, built_at=NOW).files == ()
+
+
+@pytest.mark.parametrize("name", ["", "x/../../escaped", "a b", "2x", "height\n", "höhe"], ids=ascii)
+def test_an_axis_has_a_name_that_may_be_a_file_s(name: str) -> None:
+    """Names of variants and of Triton's folders hold it."""
+    with pytest.raises(ValidationError, match=r"(?s)name.*should match pattern"):
+        AxisRange(name=name, min=1, opt=2, max=3)
+    assert [AxisRange(name=axis, min=1, opt=2, max=3).name for axis in ("height", "axis_2")] == ["height", "axis_2"]

@@ -218,8 +218,8 @@ def test_settings_that_won_under_load_are_the_servers() -> None:
     (model,), _ = plan_models(of(loaded), p99_ms=20)
     assert (model.instances, model.preferred_batch, model.max_delay_us) == (2, 8, 1000)
     (model,), _ = plan_models(of(loaded), p99_ms=1)
+    assert model.origin == "Triton's defaults and the benchmark: no result within p99 1 ms"
     assert (model.instances, model.preferred_batch, model.max_delay_us, model.graph_batches) == (1, 4, 0, None)
-    assert model.origin.endswith("no result of `doit load`")
 
 
 def test_single_images_that_won_are_not_batched() -> None:
@@ -249,3 +249,26 @@ def test_an_engine_for_several_sizes_has_free_axes() -> None:
     assert model.name == "m-fp16-b1-4-8-height24-32-48-width24-32-64-trt"
     assert (model.dims(sized), model.max_batch) == ((3, -1, -1), 8)
     assert (left.id, left.reason[:35]) == (file.id, "its graph takes images of any size,")
+
+
+BUILT = plan("a", 1.0).built_for
+assert BUILT is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "../../escaped"}, "the name of its model"),
+        ({"model": "m\n"}, "the name of its model"),
+        ({"built_for": BUILT.model_copy(update={"version": "10.15.1.post1"})}, "TensorRT is '10.15.1.post1'"),
+        ({"built_for": BUILT.model_copy(update={"compute_capabilities": ()})}, "the compute capability"),
+    ],
+    ids=["a path", "a line break", "no numbers", "no compute capability"],
+)
+def test_facts_that_no_build_writes_are_obstacles(changes: dict[str, object], said: str) -> None:
+    """The other artifacts stay, and nothing is written outside of the repository."""
+    pair = (plan("good", 1.0), plan("wrong", 1.0).model_copy(update=changes))
+    (model,), (left,) = plan_models(of().model_copy(update={"artifacts": pair}))
+    assert model.entry.id.endswith("/good")
+    assert left.id.endswith("/wrong")
+    assert said in left.reason

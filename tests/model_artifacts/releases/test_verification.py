@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.cli.main import main
 from model_artifacts.errors import ArtifactError, RecordError, ReleaseError
 from model_artifacts.host.hashes import sha256_of
 from model_artifacts.host.record_files import read_record, write_record
@@ -18,6 +19,7 @@ from model_artifacts.records import Manifest
 from model_artifacts.releases.signature import Verifier
 from model_artifacts.releases.verification import latest_release, verify_release
 from tests.conftest import COMMIT
+from tests.support.command_line import status_of
 from tests.support.parts import long_test
 from tests.support.records import with_digest
 from tests.support.releases import append
@@ -127,6 +129,35 @@ def test_the_newest_release_is_the_one_that_was_built_last(released: Release) ->
     (released.folder / "manifest.json").write_text("{")
     with pytest.raises(RecordError, match=r"(?s)manifest\.json is not a valid Manifest.*name the release"):
         latest_release(released.folder.parent)
+
+
+def test_the_newest_release_is_of_the_folder_s_model(
+    released: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later release of another model is not taken, and without a manifest there is a choice to make."""
+    root = tmp_path / "artifacts"
+    shutil.copytree(released.folder, root / "release/tiny-a")
+    shutil.copytree(released.folder, root / "release/second-a")
+    assert released.manifest.model is not None
+    second = {
+        "model": released.manifest.model.model_copy(update={"name": "second"}),
+        "artifacts": tuple(item.model_copy(update={"model": "second"}) for item in released.manifest.artifacts),
+        "built_at": released.manifest.built_at + timedelta(minutes=1),
+    }
+    write_record(root / "release/second-a/manifest.json", released.manifest.model_copy(update=second))
+    write_record(root / "manifest.json", released.manifest)
+    verify = ["verify", "--artifacts", str(root)]
+    assert main(verify) == 0
+    assert capsys.readouterr().out.startswith("tiny-a, built")
+    (root / "manifest.json").write_text("{")
+    assert main(verify) == 1
+    assert "is not a valid Manifest" in capsys.readouterr().err
+    (root / "manifest.json").unlink()
+    assert status_of(verify) == 2
+    told = capsys.readouterr().err
+    assert "releases of several models, and none was chosen" in told
+    assert "--model second" in told
+    assert main([*verify, "--model", "tiny"]) == 0
 
 
 # Sums, and odd files.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.errors import ReleaseError
 from model_artifacts.host.environment import version
 from model_artifacts.records import CPU_TARGET, Backend, BuiltFor, EngineFlavour
 from model_artifacts.releases.exports.serving_environment import CONDA, VIRTUALENV, environment_files, requirements_of
@@ -60,3 +61,11 @@ def test_both_managers_get_the_same_packages() -> None:
     assert files["requirements.txt"] == "one==1\ntwo\n"
     assert json.loads(files[VIRTUALENV])["dependencies"] == ["-r requirements.txt"]
     assert json.loads(files[CONDA])["dependencies"][-1] == {"pip": ["one==1", "two"]}
+
+
+@pytest.mark.parametrize("exact", ["1.0\n--index-url=http://x", "10.15.1.post1", "1.0 ; x", "1.", "", "absent"])
+def test_a_version_that_is_no_version_is_refused(exact: str) -> None:
+    """A line of its own in the files would be an option of pip."""
+    wrong = entry("f", backend=Backend.TENSORRT, built_for=engine(EngineFlavour.TENSORRT, exact))
+    with pytest.raises(ReleaseError, match=r"(?s)TensorRT that built m/cpu-x86_64/f.*expected: numbers"):
+        requirements_of([RTX, wrong])
