@@ -98,10 +98,11 @@ def _size_fields(project: Project, variant: Variant) -> dict[str, object]:
 
 
 def sizes_of(project: Project, variant: Variant) -> tuple[SizedSamples, ...]:
-    """Return the images in other sizes that a variant is judged at: those of its profile, or of all profiles.
+    """Return the images in other sizes that a variant is judged at: those of its profile, or all of them.
 
-    A baseline, and a graph that stands in for TensorRT's, are never deployed: they see the network's own size alone. So
-    does a torch module, which is made for it.
+    An artifact without a profile takes every size in the ranges of all profiles together. A baseline, and a graph that
+    stands in for TensorRT's, are never deployed: they see the network's own size alone. So does a torch module, which
+    is made for it.
     """
     if variant.backend.is_module or variant.backend.is_baseline or variant.stands_in:
         return ()
