@@ -49,6 +49,9 @@ DETECTION_VERSION = 2
 SIZES_VERSION = 1
 """The same for images in other sizes, of artifacts with dynamic axes beside the batch."""
 
+PROFILES_VERSION = 1
+"""The same for engines with several profiles. 1 records the largest loss of all profiles."""
+
 ENDS_VERSION = 1
 """The same for artifacts with another input or output than the network's own."""
 
@@ -70,6 +73,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
         **_size_fields(project, variant),
+        **({"profiles": PROFILES_VERSION} if variant.profile and variant.profile.tuned else {}),
         **_task_fields(project.config.model),
         **({} if variant.io.is_plain else {"io": [variant.io.model_dump(mode="json"), ENDS_VERSION]}),
         gate=project.config.gates.of(variant.precision),
