@@ -359,9 +359,12 @@ class Config(Record):
 
     @property
     def checked_sizes(self) -> tuple[Sizes, ...]:
-        """The sizes of these axes at which artifacts are compared with the reference, of all profiles."""
-        found = (sizes for profile in self.profiles for sizes in checked_sizes(profile.axes))
-        return tuple(dict.fromkeys(found))
+        """The sizes of these axes at which artifacts are compared with the reference: of each profile, and of all.
+
+        An ONNX file takes the ranges of all profiles together, and so sizes that no profile takes.
+        """
+        ranges = (*(profile.axes for profile in self.profiles), self.axes)
+        return tuple(dict.fromkeys(sizes for axes in ranges for sizes in checked_sizes(axes)))
 
     def gpus(self, host: Host) -> tuple[Gpu, ...]:
         """Return the host's GPUs that `device` names: one, none, or the first of every type."""

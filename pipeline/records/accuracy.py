@@ -80,7 +80,8 @@ class AccuracyReport(VariantRecord):
     proven: bool = False
     """True if the loss is proven to lie below the margin."""
     loss: Loss | None = None
-    """Answers lost and won; None if the artifact was not run, or gives tensors."""
+    """Answers lost and won, of several profiles those with the largest drop; None if the artifact was not run, or gives
+    tensors."""
     executed: Precision | None = None
     """Precision that the artifact computed in; None if unknown. An fp32 engine that multiplied in TF32 has tf32 here,
     and must pass tf32's gate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,24 @@ def test_a_graph_that_is_right_at_one_size_only_is_rejected(project: Project, tm
     assert failed
     assert all(" at height " in metric for metric in failed), "at the network's own size it is right"
     assert "at height 24, width 24" in report.reason
+
+
+def test_a_file_of_several_profiles_is_judged_at_the_sizes_of_all_together(tmp_path: Path) -> None:
+    """One profile has heights and the other widths: the file takes images with both, so that they are judged."""
+    profiles = "{batch: 1, height: {min: 24, opt: 32, max: 40}}, {batch: 1, width: {min: 24, opt: 32, max: 48}}"
+    text = re.sub(r"profiles: .*", f"profiles: [{profiles}]", configuration()).replace("[fp32, fp16]", "[fp32]")
+    own = project_of(tmp_path, text)
+    for step in own.schedule.steps:
+        if step.stage in {"source", "data", "export", "rounding"}:
+            assert main([step.stage, step.subject, "--config", str(own.config_file)]) == 0, step
+    variant = own.plan.variant(FP32)
+    (given,) = build_variant(own, variant).inputs
+    report = validate_variant(own, variant)
+    assert report.passed, report.reason
+    judged = {check.metric for check in report.checks}
+    for height, width in [(24, 24), (40, 48), (24, 48), (40, 24)]:
+        assert given.takes_sample((3, height, width))
+        assert f"relative L2 at height {height}, width {width} in batches of 1" in judged
 
 
 def test_a_module_for_several_sizes_is_skipped(project: Project) -> None:

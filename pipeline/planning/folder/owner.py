@@ -129,6 +129,7 @@ def _results(config: Config) -> dict[str, object]:
         "model": config.model.model_copy(update={"download_timeout_seconds": 1.0}),
         "preprocessing": config.preprocessing,
         "data": config.data,
+        "profiles": (config.axes, config.checked_sizes),  # graphs name the axes, and the data has images of each size
         "io": {item.io.answer for item in config.io if item.io.output is not OutputForm.LOGITS},  # rounding has them
         "leave_unquantized": config.leave_unquantized,
         "tensorrt": tensorrt.key_settings,

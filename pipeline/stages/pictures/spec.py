@@ -38,7 +38,7 @@ def pictures_key(project: Project, variant: Variant) -> Key:
         folder=project.config.data.images,
         torch=version("torch"),
         torchvision=version("torchvision"),
-        driver=missing_driver() or driver_version(),
+        driver=None if project.plan.workers_of(variant.target) else missing_driver() or driver_version(),
         gpu=gpu_type(project.plan.gpu(variant.target)),
     )
 
@@ -54,7 +54,10 @@ SPEC = StageSpec(
     run="pipeline.stages.pictures.stage:run",
     requires=lambda _schedule, variant: (Step("validate", variant.id),),
     retried=failed_or_lacked_before,
-    lacks_hardware=lambda plan, variant: plan.gpu(variant.target) is None,
+    # a step of this machine proves nothing of a worker's GPU
+    lacks_hardware=lambda plan, variant: (
+        plan.gpu(variant.target) is None or plan.workers_of(variant.target) is not None
+    ),
     on_demand=True,
     in_manifest=True,
     needs_build=True,

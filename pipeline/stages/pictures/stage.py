@@ -89,11 +89,17 @@ def _judge(project: Project, artifact: Artifact) -> Judged:
     """Run an artifact in a process of its own, and judge it.
 
     Raises:
-        UnsupportedError: nothing here can be decoded on a GPU, or nothing could be proven by it.
+        UnsupportedError: nothing here can be decoded on a GPU, or nothing could be proven by it; of a farm's workers
+            nothing is.
         UnreadableError: a picture has gone, or is damaged.
         RunError: the artifact cannot run, or its outputs are not finite.
     """
     variant, data = artifact.variant, project.data()
+    if workers := project.plan.workers_of(variant.target):
+        raise UnsupportedError(
+            f"the GPU of {workers.worker_kind} decodes on no other machine, and this step runs on no farm: run `doit "
+            "pictures` with `executor: local` on such a GPU"
+        )
     accuracy = project.accuracy(variant)
     if not accuracy.passed:
         raise UnsupportedError(f"not deployable: {(accuracy.reason or 'its validation did not run').splitlines()[0]}")

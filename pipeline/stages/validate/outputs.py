@@ -212,9 +212,14 @@ class Judged(NamedTuple):
     losses: tuple[Loss | None, ...]
 
     @property
+    def loss(self) -> Loss | None:
+        """The loss of the answers; None if the task counts none, or if each of several outputs has its own."""
+        return self.losses[0] if len(self.losses) == 1 else None
+
+    @property
     def is_proven(self) -> bool:
         """True if the samples prove that the loss lies within the margin."""
-        return len(self.losses) == 1 and self.losses[0] is not None and self.losses[0].verdict is Verdict.PASSES
+        return self.loss is not None and self.loss.verdict is Verdict.PASSES
 
 
 def judge_run(  # noqa: PLR0913 - a run, and what it is judged by
@@ -261,6 +266,12 @@ def judge_run(  # noqa: PLR0913 - a run, and what it is judged by
 def worst_of(runs: Sequence[Judged]) -> Judged:
     """Return the run that is farthest from the reference, or not finite."""
     return max(runs, key=lambda run: _distance(farthest(run.compared)))
+
+
+def largest_loss(runs: Sequence[Judged]) -> Loss | None:
+    """Return the largest loss of all runs, which is not always that of the farthest one; None if none has a loss."""
+    losses = [run.loss for run in runs if run.loss is not None]
+    return max(losses, key=lambda loss: (loss.drop, loss.drop_high), default=None)
 
 
 def _judge_other_runs(ran: Ran, reference: Logits, yardstick: Yardstick) -> tuple[GateCheck, ...]:

@@ -49,6 +49,9 @@ DETECTION_VERSION = 2
 SIZES_VERSION = 1
 """The same for images in other sizes, of artifacts with dynamic axes beside the batch."""
 
+PROFILES_VERSION = 1
+"""The same for engines with several profiles. 1 records the largest loss of all profiles."""
+
 ENDS_VERSION = 1
 """The same for artifacts with another input or output than the network's own."""
 
@@ -70,6 +73,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         **({"classes": data.class_names} if project.config.data.classes else {}),
         preprocessing=data.preprocessing,
         **_size_fields(project, variant),
+        **({"profiles": PROFILES_VERSION} if variant.profile and variant.profile.tuned else {}),
         **_task_fields(project.config.model),
         **({} if variant.io.is_plain else {"io": [variant.io.model_dump(mode="json"), ENDS_VERSION]}),
         gate=project.config.gates.of(variant.precision),
@@ -98,10 +102,11 @@ def _size_fields(project: Project, variant: Variant) -> dict[str, object]:
 
 
 def sizes_of(project: Project, variant: Variant) -> tuple[SizedSamples, ...]:
-    """Return the images in other sizes that a variant is judged at: those of its profile, or of all profiles.
+    """Return the images in other sizes that a variant is judged at: those of its profile, or all of them.
 
-    A baseline, and a graph that stands in for TensorRT's, are never deployed: they see the network's own size alone. So
-    does a torch module, which is made for it.
+    An artifact without a profile takes every size in the ranges of all profiles together. A baseline, and a graph that
+    stands in for TensorRT's, are never deployed: they see the network's own size alone. So does a torch module, which
+    is made for it.
     """
     if variant.backend.is_module or variant.backend.is_baseline or variant.stands_in:
         return ()

@@ -39,7 +39,15 @@ from pipeline.stages.validate.batches import (
 )
 from pipeline.stages.validate.detections import detector_of
 from pipeline.stages.validate.gates import reason_of
-from pipeline.stages.validate.outputs import Ran, compare, executed_of_all, farthest, judge_run, worst_of
+from pipeline.stages.validate.outputs import (
+    Ran,
+    compare,
+    executed_of_all,
+    farthest,
+    judge_run,
+    largest_loss,
+    worst_of,
+)
 from pipeline.stages.validate.sizes.judging import judge_sizes
 from pipeline.stages.validate.sizes.runs import run_sizes
 from pipeline.stages.validate.yardsticks import reference_checks, yardstick_for
@@ -162,7 +170,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         accuracies=tuple(item.accuracy for item in worst.compared) if len(spans) > 1 else (),
         checks=checks,
         proven=all(run.is_proven for run in judged),
-        loss=worst.losses[0] if len(worst.losses) == 1 else None,
+        loss=largest_loss(judged),
         executed=executed,
         layers=ran.layers,
         rows=ran.rows,

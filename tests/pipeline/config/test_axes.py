@@ -60,6 +60,17 @@ def test_every_end_of_every_axis_is_checked() -> None:
     assert shown_sizes(found[1]) == "height 32, width 40"
 
 
+def test_sizes_that_only_all_profiles_together_take_are_checked() -> None:
+    """One profile has heights and the other widths, so that an ONNX file takes images that neither of them takes."""
+    high, wide = {"min": 24, "opt": 32, "max": 40}, {"min": 24, "opt": 32, "max": 48}
+    config = config_of(profiles=[{"batch": 1, "height": high}, {"batch": 1, "width": wide}])
+    assert {*checked_sizes(config.axes)} <= {*config.checked_sizes}
+    assert (("height", 40), ("width", 48)) in config.checked_sizes
+    assert (("height", 40),) in config.checked_sizes, "an engine of the first profile has one axis"
+    alone = config_of(profiles=[1, {"batch": 1, "height": high, "width": wide}])
+    assert alone.checked_sizes == checked_sizes(alone.axes), "one profile keeps its keys"
+
+
 @pytest.mark.parametrize(
     ("profile", "said"),
     [

@@ -68,6 +68,24 @@ def test_another_configuration_that_overwrites_nothing_may_run(tmp_path: Path, t
     check_owner(_project(tmp_path / "other.yaml", text))
 
 
+def test_other_axes_of_the_profiles_are_refused(tmp_path: Path) -> None:
+    """The graphs and the data have the axes of all profiles; with these alike, the batches may differ."""
+    sized, other = (
+        MODEL + f"profiles: [1, {{batch: 1, height: {{min: 24, opt: 32, max: {most}}}}}]\nworkspaces: [16MiB]\n"
+        for most in (40, 48)
+    )
+    first = tmp_path / "pipeline.yaml"
+    first.write_text(sized)
+    claim(Project.load(first, STAGES))
+    (tmp_path / "batches.yaml").write_text(sized.replace("[1, {batch: 1,", "[2, {batch: 8,"))
+    check_owner(Project.load(tmp_path / "batches.yaml", STAGES))
+    (tmp_path / "plain.yaml").write_text(MODEL + "profiles: [1]\nworkspaces: [16MiB]\n")
+    (tmp_path / "other.yaml").write_text(other)
+    for name in ("plain.yaml", "other.yaml"):
+        with pytest.raises(UsageError, match="with other `profiles`"):
+            check_owner(Project.load(tmp_path / name, STAGES))
+
+
 def test_a_configuration_that_is_gone_wrong_or_changed_owns_nothing(tmp_path: Path) -> None:
     """Only a file that would make the same folder today stands in the way."""
     claim(_project(tmp_path / "pipeline.yaml", MODEL))

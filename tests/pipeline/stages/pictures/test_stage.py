@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,16 +13,20 @@ from sklearn.datasets import load_digits
 
 from model_artifacts.errors import RunError, UnreadableError
 from model_artifacts.host.environment import now
-from model_artifacts.records import GpuPictures, Question
+from model_artifacts.records import EngineFlavour, GpuPictures, Question
 from model_artifacts.sessions.gpu_pictures import TorchPictures
 from model_artifacts.sessions.gpu_pictures.torch_pictures import PlacedPixels
 from pipeline.cli.main import main
+from pipeline.config.settings import Executor, FarmConfig, FarmTarget
+from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
+from pipeline.planning.steps import Step
 from pipeline.records import Outcome, PicturesReport
 from pipeline.stages import STAGES
 from pipeline.stages.pictures import stage
 from pipeline.stages.pictures.spec import pictures_key
-from pipeline.stages.pictures.stage import compare_answers, show_pictures
+from pipeline.stages.pictures.stage import compare_answers, judge_pictures, show_pictures
+from tests.support.hosts import H100, host, workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,6 +148,25 @@ def test_host_without_a_gpu_skips_it(project: Project, capsys: pytest.CaptureFix
         project.paths.pictures(project.plan.variant(ENGINE)), PicturesReport
     )
     assert (report.outcome, report.verdict) == (Outcome.SKIPPED, None)
+
+
+def test_gpu_of_a_farm_is_proven_by_no_other_machine(project: Project) -> None:
+    """The step runs on this machine and would name the worker's GPU, so that it is skipped with that reason."""
+    for name in ("build", "validate"):
+        assert main([name, ENGINE, "--config", str(project.config_file)]) == 0
+    farm = FarmConfig(targets=(FarmTarget(flavour=EngineFlavour.TENSORRT_RTX, accelerator="H100"),))
+    config = project.config.model_copy(update={"executor": Executor.RAY, "farm": farm})
+    plan = Plan(config, host(H100), (workers("H100 with tensorrt_rtx", host(H100)),))
+    on_farm = replace(project, plan=plan)
+    variant = plan.variant(ENGINE)
+    assert plan.gpu(variant.target) == H100
+    assert on_farm.schedule.workers(Step("pictures", ENGINE)) is None, "it runs here"
+    assert on_farm.schedule.spec("pictures").lacks_hardware(plan, variant)
+    report = judge_pictures(on_farm, variant)
+    assert (report.outcome, report.verdict) == (Outcome.SKIPPED, None)
+    assert report.reason.startswith("the GPU of H100 with tensorrt_rtx decodes on no other machine")
+    local = replace(project, plan=Plan(project.config, host(H100)))
+    assert pictures_key(local, variant) != report.key, "proofs of before, which named the worker's GPU, hold no more"
 
 
 def test_manifest_has_the_verdict(project: Project) -> None:

@@ -9,11 +9,20 @@ import pytest
 
 from model_artifacts.records import Graph, LayerShare, Precision, Task
 from pipeline.config.settings import Gate, Gates
-from pipeline.records import OutputRounding
+from pipeline.records import Loss, OutputRounding, Verdict
 from pipeline.stages.common.rows import Span
 from pipeline.stages.validate.batches import Measured, check_rows
 from pipeline.stages.validate.judgement import Yardstick
-from pipeline.stages.validate.outputs import Ran, compare, executed_of, farthest, judge_output
+from pipeline.stages.validate.outputs import (
+    Judged,
+    Ran,
+    compare,
+    executed_of,
+    farthest,
+    judge_output,
+    largest_loss,
+    worst_of,
+)
 from tests.support.records import reread, rounding_of
 
 if TYPE_CHECKING:
@@ -122,3 +131,22 @@ def test_the_farthest_output_stands_for_all() -> None:
     broken = moved(1e-3, 4e-3)
     broken[:, 0] = np.nan
     assert farthest(compared(broken)).span.name == "boxes"
+
+
+def profile_run(distance: float, drop: float | None, verdict: Verdict = Verdict.PASSES) -> Judged:
+    """Return the judged run of a profile of an engine: its distance from the reference, and its loss."""
+    lost = None if drop is None else round(64 * drop)
+    loss = None if lost is None else Loss(samples=64, lost=lost, won=0, drop=lost / 64, drop_high=1.0, verdict=verdict)
+    return Judged(compared(moved(distance, distance)), (), (), (loss,))
+
+
+def test_the_largest_loss_of_all_profiles_is_recorded() -> None:
+    """The profile that lies farthest off may have lost fewer answers than another one."""
+    far, near, none = profile_run(0.1, 0.125), profile_run(1e-3, 0.25, Verdict.FAILS), profile_run(1e-3, None)
+    assert worst_of([far, near]) is far
+    assert largest_loss([far, near]) == near.loss
+    assert largest_loss([near, far, none]) == near.loss
+    assert largest_loss([none]) is None
+    assert (far.is_proven, near.is_proven, none.is_proven) == (True, False, False)
+    several = near._replace(losses=(near.loss, near.loss))
+    assert (several.loss, several.is_proven) == (None, False), "each output has a loss of its own"
