@@ -370,7 +370,10 @@ def test_triton_chooses_among_all_profiles(built: Project, tmp_path: Path) -> No
     (root / "m").mkdir(parents=True)
     (root / "m/plan").write_bytes(b"plan")
     whole = entry.model_copy(update={"file": describe_file(root / "m/plan", root)})
-    write_record(root / "manifest.json", built.manifest().model_copy(update={"artifacts": (whole,)}))
+    manifest = built.manifest()
+    assert manifest.model is not None
+    own = manifest.model.model_copy(update={"name": whole.model})
+    write_record(root / "manifest.json", manifest.model_copy(update={"model": own, "artifacts": (whole,)}))
     make_repositories(root, tmp_path / "triton")
     folder = tmp_path / "triton/sm90/m-fp16-each2-5-12-trt"
     config = text_format.Parse((folder / "config.pbtxt").read_text(), pb.ModelConfig())

@@ -61,7 +61,10 @@ def artifacts(built: Project, tmp_path: Path) -> Callable[..., Path]:
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(item.id.encode())
             whole.append(item.model_copy(update={"file": describe_file(file, root)}))
-        write_record(root / "manifest.json", built.manifest().model_copy(update={"artifacts": tuple(whole)}))
+        manifest = built.manifest()
+        assert manifest.model is not None
+        own = manifest.model.model_copy(update={"name": whole[0].model if whole else manifest.model.name})
+        write_record(root / "manifest.json", manifest.model_copy(update={"model": own, "artifacts": tuple(whole)}))
         return root
 
     return write
