@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ from pipeline.tune.records import FinalRestart, FinalSet, Point
 from pipeline.tune.trials import VERSION, Waits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from model_artifacts.records import Key
@@ -36,31 +36,27 @@ class Finals:
     setups: Setups
     finalists: tuple[Trial, ...]
 
-    @property
+    @cached_property
     def points(self) -> tuple[Point, ...]:
         """The finalists, then eager FP32."""
         own = [trial.point for trial in self.finalists]
-        baseline = self._baseline(self._places(own))
+        baseline = self.setups.baseline(own[0]) if own else None
         return (*own, *([Point(subject=baseline)] if baseline else []))
 
-    def _places(self, points: Sequence[Point]) -> list[Place]:
-        return [self.setups.place(point) for point in points]
-
-    def _baseline(self, places: Sequence[Place]) -> str | None:
-        if not places:
-            return None
-        found = self.setups.base.plan.baseline(places[0].variant.target)
-        return found.id if found else None
+    @cached_property
+    def _places(self) -> list[Place]:
+        return [self.setups.place(point) for point in self.points]
 
     def path(self, key: Key, restart: int) -> Path:
         """Return the place of a restart's record."""
         return self.setups.base.paths.tune / "finals" / f"{key.digest[:16]}-{restart}.json"
 
-    def key(self, places: Sequence[Place]) -> Key:
-        """Return the key of the finals: each finalist's file, and the circumstances of the timing."""
+    @property
+    def key(self) -> Key:
+        """The key of the finals: each finalist's file, and the circumstances of the timing."""
         timings = [
             [point.to_json(), restart_key(project, variant.target, variant).digest]
-            for point, (project, variant) in zip(self.points, places, strict=True)
+            for point, (project, variant) in zip(self.points, self._places, strict=True)
         ]
         return make_key(tune=VERSION, finalists=timings)
 
@@ -68,7 +64,7 @@ class Finals:
         """Return the restarts that are there, up to the first that is missing or damaged."""
         if not self.finalists:
             return []
-        key, found = self.key(self._places(self.points)), []
+        key, found = self.key, []
         for restart in range(1, self.setups.base.config.benchmark.restarts + 1):
             try:
                 record = self.setups.base.read(self.path(key, restart), FinalRestart)
@@ -85,13 +81,13 @@ class Finals:
         Raises:
             StorageError: the record cannot be written.
         """
-        base, places = self.setups.base, self._places(self.points)
+        base, places = self.setups.base, self._places
         gpu = base.plan.gpu(places[0].variant.target)
         artifacts = [(project, project.artifact(variant)) for project, variant in places]
         with Waits().turn(gpu, alone=True):
             began = time.monotonic()
             measured = time_together(base.config, gpu, artifacts, restart)
-        key = self.key(places)
+        key = self.key
         record = FinalRestart(
             key=key,
             built_at=now(),

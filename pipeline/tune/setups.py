@@ -68,6 +68,11 @@ class Setups:
         project = self.project(point.choices)
         return Place(project, project.plan.variant(point.subject))
 
+    def baseline(self, point: Point) -> str | None:
+        """Return the subject of eager FP32 on the hardware of a point; None for a model without it."""
+        found = self.base.plan.baseline(self.place(point).variant.target)
+        return found.id if found else None
+
     def project(self, choices: tuple[Choice, ...]) -> Project:
         """Return the project of a set of choices.
 

@@ -47,7 +47,7 @@ _ENDLESS = 1e12
 
 
 class Wishes(NamedTuple):
-    """What is asked of a search."""
+    """Limits and aims of a search."""
 
     budget_seconds: float
     max_drop: float | None = None
@@ -191,13 +191,12 @@ class _Tuning:
             if standings:
                 path = self.project.paths.tune / file_of(objective.name)
                 name = path.relative_to(self.project.paths.root).as_posix()
+                baseline = setups.baseline(standings[0].point)
                 answer = Answer(
                     objective=objective.name,
                     standings=tuple(standings),
                     tied=tied(standings),
-                    least_speedup=least_speedup_of(
-                        objective, standings[0], self._baseline(standings[0].point), restarts
-                    ),
+                    least_speedup=least_speedup_of(objective, standings[0], baseline, restarts),
                     snippet=name,
                 )
                 write_bytes(path, snippet_of(setups, answer).encode())
@@ -219,12 +218,6 @@ class _Tuning:
             ),
         )
         return self.project.write(self.project.paths.tune / "tune.json", record)
-
-    def _baseline(self, winner: Point) -> str | None:
-        """Return the subject of eager FP32 on the hardware of a winner; None for a model without it."""
-        target = winner.subject.split("/")[1]
-        found = self.project.plan.baseline(target)
-        return found.id if found else None
 
     def _show(self, setups: Setups, record: TuneRecord, search: Search, trials: Sequence[Trial]) -> None:
         frontier = frontier_of(trials, search.objectives)
