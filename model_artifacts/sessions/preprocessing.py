@@ -163,8 +163,14 @@ def placement(width: int, height: int, spec: Preprocessing) -> Placement:
 
 def upright_size(image: Image.Image, spec: Preprocessing) -> tuple[int, int]:
     """Return an image's width and height, turned upright if the preprocessing does it."""
-    turned = spec.orientation is Orientation.EXIF and image.getexif().get(_ORIENTATION, 1) in _LYING
+    turned = orientation_of(image, spec) in _LYING
     return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def orientation_of(image: Image.Image, spec: Preprocessing) -> int:
+    """Return EXIF's orientation of an image; 1, which is upright, if the preprocessing leaves images as they lie."""
+    orientation: int = image.getexif().get(_ORIENTATION, 1) if spec.orientation is Orientation.EXIF else 1
+    return orientation
 
 
 _ORIENTATION, _LYING = 0x0112, {5, 6, 7, 8}
@@ -191,7 +197,7 @@ def _resized(width: int, height: int, spec: Preprocessing) -> _Pixels:
     return _Pixels(max(1, round(width / ratio)), max(1, round(height / ratio)))
 
 
-_MOST_PIXELS = 2**24
+MOST_PIXELS = 2**24
 """Pixels of a whole resized image above which only its crop is computed: 64 MiB in Pillow.
 
 A picture of 1×16,000 pixels would take 3.7 GB. The crop's pixels are those of the whole resize to one step of 255,
@@ -210,7 +216,7 @@ def _resize_and_crop(
     resampling = Resampling[interpolation]
     crop = _Pixels(min(spec.width, size.width), min(spec.height, size.height))
     left, top = spec.offset.of(size.width - crop.width), spec.offset.of(size.height - crop.height)
-    if size.width * size.height > _MOST_PIXELS:
+    if size.width * size.height > MOST_PIXELS:
         across, down = image.width / size.width, image.height / size.height
         upper, lower = top * down, (top + crop.height) * down
         reach = _REACH * max(1, down)

@@ -15,9 +15,16 @@ import numpy as np
 
 from model_artifacts.errors import RunError, UnsupportedError, one_line
 from model_artifacts.host.environment import installed, version
-from model_artifacts.records import ChannelOrder, ImageInput, Interpolation, Orientation
+from model_artifacts.records import ChannelOrder, ImageInput, Interpolation
 from model_artifacts.sessions.pictures import to_colours
-from model_artifacts.sessions.preprocessing import placement, read_with, to_pixels, upright_size
+from model_artifacts.sessions.preprocessing import (
+    MOST_PIXELS,
+    orientation_of,
+    placement,
+    read_with,
+    to_pixels,
+    upright_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,14 +38,10 @@ log = logging.getLogger(__name__)
 
 _MODES = {Interpolation.BILINEAR: "bilinear", Interpolation.BICUBIC: "bicubic"}
 """Torch's filters with Pillow's weights. Its nearest pixel is another one where two are equally near."""
-_MOST_PIXELS = 2**24
-"""Pixels of a whole resized image above which Pillow computes its crop alone."""
 _DECODED_AT_ONCE = 2**26
 """The most pixels of pictures that are decoded at once: 200 MB at three bytes each, and five photographs of 12 MP."""
 _END = b"\xff\xd9"
 """JPEG's end of an image. Pillow refuses a file without it, which is cut off."""
-_ORIENTATION = 0x0112
-"""EXIF's tag of the orientation."""
 _TURNS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -190,11 +193,10 @@ class TorchPictures:
         spec = self._spec
         width, height = upright_size(image, spec)
         placed = placement(width, height, spec)
-        if round(placed.scale_x * width) * round(placed.scale_y * height) > _MOST_PIXELS:
+        if round(placed.scale_x * width) * round(placed.scale_y * height) > MOST_PIXELS:
             return _Way(placed, finished=to_pixels(image, spec))
         if spec.channels == len("RGB") and (jpeg := _whole_jpeg(image, picture)):
-            turned = spec.orientation is Orientation.EXIF
-            return _Way(placed, jpeg, image.getexif().get(_ORIENTATION, 1) if turned else 1)
+            return _Way(placed, jpeg, orientation_of(image, spec))
         colours = np.asarray(to_colours(image, spec), dtype=np.uint8)
         return _Way(placed, colours=colours.reshape(height, width, spec.channels))
 

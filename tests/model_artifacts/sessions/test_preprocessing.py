@@ -226,7 +226,7 @@ def test_elongated_image_has_the_pixels_of_the_whole_resize(
     width: int, height: int, interpolation: Interpolation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The crop alone gives the pixels of the whole image resized, to one step of 255."""
-    monkeypatch.setattr("model_artifacts.sessions.preprocessing._MOST_PIXELS", 10_000)
+    monkeypatch.setattr("model_artifacts.sessions.preprocessing.MOST_PIXELS", 10_000)
     reference = transforms.Compose(
         [transforms.Resize(32, interpolation=MODES[interpolation]), transforms.CenterCrop(24)]
     )
