@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.errors import one_line
 from model_artifacts.sessions.feeds.samples import Samples
 from model_artifacts.sessions.preprocessing import to_input
+from pipeline.config.axes import shown_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
+    from model_artifacts.errors import ArtifactError
     from model_artifacts.records import Preprocessing
     from model_artifacts.sessions.feeds.batches import Batch
     from pipeline.config.axes import Sizes
@@ -52,6 +58,25 @@ def at_sizes(spec: Preprocessing, sizes: Sizes) -> Preprocessing:
     """
     found = {"height": spec.height, "width": spec.width} | dict(sizes)
     return spec.model_copy(update={"crop": (found["height"], found["width"])})
+
+
+@contextmanager
+def taking(sizes: Sizes, error: type[ArtifactError]) -> Iterator[None]:
+    """Run a network on images of other sizes; what it raises becomes the refusal of a size in `profiles`.
+
+    Args:
+        sizes: of `height` and `width`.
+        error: the type of the refusal.
+    """
+    try:
+        yield
+    except Exception as exc:  # the model's own code may raise any type
+        raise error(
+            f"the network takes no images of {shown_sizes(sizes)}",
+            expected="images of every size in the ranges of `profiles`",
+            got=one_line(exc),
+            fix="narrow the range, or write the batch alone",
+        ) from exc
 
 
 def probe_batch(inputs: Preprocessing | Samples, count: int) -> Batch:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.errors import DataError, one_line
+from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
 from pipeline.config.axes import shown_sizes
 from pipeline.config.loading import placed_error
 from pipeline.records import AxisSize, SizedSamples
-from pipeline.stages.common.probe import at_sizes
+from pipeline.stages.common.probe import at_sizes, taking
 from pipeline.stages.data.storing import save
 
 if TYPE_CHECKING:
@@ -67,15 +67,8 @@ def _store(  # noqa: PLR0913 - the images, their size, and what the network must
     run: Reference,
     shape: tuple[int, ...],
 ) -> SizedSamples:
-    try:
+    with taking(sizes, DataError):
         logits = run(pixels, spec)
-    except Exception as exc:  # the model's own code may raise any type
-        raise DataError(
-            f"the network takes no images of {shown_sizes(sizes)}",
-            expected="images of every size in the ranges of `profiles`",
-            got=one_line(exc),
-            fix="narrow the range, or write the batch alone",
-        ) from exc
     if logits.shape[1:] != shape:
         raise DataError(
             f"the network gives other outputs for images of {shown_sizes(sizes)}",

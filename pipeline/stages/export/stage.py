@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from model_artifacts.errors import ExportError, one_line
+from model_artifacts.errors import ExportError
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -24,7 +24,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of
+from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of, taking
 from pipeline.stages.export.agreement import expected_of, require_agreement
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
@@ -108,15 +108,8 @@ def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> t
     """
     found = [expected_of(model, inputs_of(project), outputs)]
     for sizes in project.config.checked_sizes:
-        try:
+        with taking(sizes, ExportError):
             wanted = expected_of(model, at_sizes(project.source().pictures, sizes), outputs)
-        except Exception as exc:  # the model's own code may raise any type
-            raise ExportError(
-                f"the network takes no images of {shown_sizes(sizes)}",
-                expected="images of every size in the ranges of `profiles`",
-                got=one_line(exc),
-                fix="narrow the range, or write the batch alone",
-            ) from exc
         found.append(wanted._replace(where=f", {shown_sizes(sizes)}"))
     return tuple(found)
 
