@@ -243,6 +243,11 @@ def processor() -> str:
     return f"{names[0] if names else platform.machine()}, {usable_cores():g} cores"
 
 
+def device_name(gpu: Gpu | None) -> str:
+    """Return a device as records name it: a GPU with its driver, or for None the processor with its cores."""
+    return f"{gpu.name}, driver {driver_version()}" if gpu else processor()
+
+
 def host_memory_bytes() -> int:
     """Return the size of this host's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

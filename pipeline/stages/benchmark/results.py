@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_artifacts.host.environment import driver_version, now, processor, threads, tools
+from model_artifacts.host.environment import device_name, now, threads, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Variant, ranking_clock
@@ -116,7 +116,7 @@ def report_of(project: Project, key: Key, found: Measured, sessions: Sequence[Me
         variant_id=variant.id,
         outcome=Outcome.DONE,
         reason="; ".join(found.notes),
-        device=f"{gpu.name}, driver {driver_version()}" if gpu else processor(),
+        device=device_name(gpu),
         threads=threads(),
         timings=tuple(_timing(found, what, sessions) for what in found.rounds),
         samples=_store(project, variant, found),

@@ -22,7 +22,7 @@ from pipeline.stages.benchmark.results import Measured, Taken, report_of
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_restart
 from pipeline.stages.common.inputs import is_whole
-from pipeline.stages.common.outcomes import Ending
+from pipeline.stages.common.outcomes import Ending, unbuilt
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _artifact(project: Project, variant: Variant) -> Artifact | None:
 def _untimed(artifact: Artifact) -> str:
     """Return the reason why an artifact is not timed; empty if it is."""
     if artifact.outcome is not Outcome.DONE:
-        return f"not built: {artifact.reason.splitlines()[0]}"
+        return unbuilt(artifact)
     if artifact.variant.backend is Backend.ONNX_REFERENCE:
         kind = artifact.variant.precision.value
         return f"ONNX Runtime's CPU provider runs no {kind} convolutions, and a reference evaluator is not timed"

@@ -31,6 +31,14 @@ def data(project: Project) -> Input:
     return Input(project.paths.data, tuple(file for file in record.files if file != record.calibration))
 
 
+def to_run(project: Project, variant: Variant) -> Iterator[Input]:
+    """Yield what running a variant takes: the source, the images, its graph and its build."""
+    yield source(project, (variant,))
+    yield data(project)
+    yield from graph(project, variant)
+    yield from artifact(project, variant)
+
+
 def graph(project: Project, variant: Variant) -> Iterator[Input]:
     """Yield the record of a variant's graph with its ONNX files, if the variant has a graph."""
     if variant.graph:

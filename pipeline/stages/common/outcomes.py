@@ -11,6 +11,8 @@ from pipeline.records import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.records import Artifact
+
 T = TypeVar("T")
 
 
@@ -29,6 +31,11 @@ class Attempt(Generic[T]):
     ending: Ending
     result: T | None = None
     """Present if the work succeeded."""
+
+
+def unbuilt(artifact: Artifact) -> str:
+    """Return the reason why a variant has no artifact to run; empty if it was built."""
+    return "" if artifact.outcome is Outcome.DONE else f"not built: {artifact.reason.splitlines()[0]}"
 
 
 def ending_of(error: ArtifactError, *, full_reason: bool = False) -> Ending:

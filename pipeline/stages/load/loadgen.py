@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PACKAGE = "mlcommons-loadgen"
 PERCENTILE = 0.99
 """The percentile of a server's bound."""
-_MULTI_STREAM_SAMPLES = 8
+MULTI_STREAM_SAMPLES = 8
 """The images of a query in MultiStream, by MLPerf's rules."""
 _MARK = ":::MLLOG "
 _LEAST_QUERIES = {
@@ -155,8 +155,8 @@ def _test_settings(lg: Any, ask: Ask) -> Any:  # noqa: ANN401 - LoadGen's bindin
         settings.single_stream_expected_latency_ns = round(1e9 / ask.expected)
     else:
         settings.scenario = lg.TestScenario.MultiStream
-        settings.multi_stream_samples_per_query = _MULTI_STREAM_SAMPLES
-        settings.multi_stream_expected_latency_ns = round(1e9 * _MULTI_STREAM_SAMPLES / ask.expected)
+        settings.multi_stream_samples_per_query = MULTI_STREAM_SAMPLES
+        settings.multi_stream_expected_latency_ns = round(1e9 * MULTI_STREAM_SAMPLES / ask.expected)
     return settings
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_artifacts.records import LoadResult, LoadSettings, Scenario
+from model_artifacts.tensorrt.graphs import MOST_GRAPHS
 from pipeline.records import LoadRun
-from pipeline.stages.load.loadgen import Ask, run_loadgen
+from pipeline.stages.load.loadgen import MULTI_STREAM_SAMPLES, Ask, run_loadgen
 from pipeline.stages.load.search import batches_of, choices_of, confirmed, largest_rate, refused_batches
 from pipeline.stages.load.system import rows_of, serving
 
@@ -24,20 +25,16 @@ if TYPE_CHECKING:
     from pipeline.config.benchmark import LoadConfig
     from pipeline.stages.load.loadgen import Answer
 
-_MULTI_STREAM = 8
-"""The largest batch that a query of MultiStream fills."""
 _TRIES = 4
 """Runs until one is long enough: LoadGen prepares as many images as it was told to expect."""
 _SLACK = 1.5
 _PROBE = 0.1
 """The share of a bare loop's throughput that is expected at first: with threads it may be a tenth, or several times."""
 _TIMED = 5
-_MOST_WARM = 64
-"""The batch sizes of which a session keeps CUDA graphs."""
 
 
 class Facts(NamedTuple):
-    """What of an artifact decides the settings to try."""
+    """Facts of an artifact that decide the settings to try."""
 
     profile: BatchRange | None
     """The batch sizes that it takes; None if it takes all."""
@@ -115,7 +112,7 @@ class Bench:
         largest = max(self._batches)
         sizes = range(self._facts.least, largest + 1) if self._facts.on_gpu else (self._facts.least, largest)
         for run in self._runs:
-            for size in dict.fromkeys((*sizes[: _MOST_WARM - 1], largest)):
+            for size in dict.fromkeys((*sizes[: MOST_GRAPHS - 1], largest)):
                 run(rows_of(self._images, np.resize(np.arange(self._count), size)))
 
     def _timed(self, size: int) -> float:
@@ -132,8 +129,8 @@ class Bench:
         """Yield the results of a scenario; a missing one leaves a note."""
         if self._facts.least > 1 and scenario in {Scenario.SINGLE_STREAM, Scenario.SERVER}:
             self.notes.append(f"{scenario.value}: it takes no single image")
-        elif self._facts.least > _MULTI_STREAM and scenario is Scenario.MULTI_STREAM:
-            self.notes.append(f"{scenario.value}: it takes no batch of {_MULTI_STREAM} images")
+        elif self._facts.least > MULTI_STREAM_SAMPLES and scenario is Scenario.MULTI_STREAM:
+            self.notes.append(f"{scenario.value}: it takes no batch of {MULTI_STREAM_SAMPLES} images")
         elif scenario is Scenario.SERVER:
             for bound in sorted(self._config.p99_ms):
                 yield from self._server(bound)
@@ -147,8 +144,10 @@ class Bench:
     def _streams(self, scenario: Scenario) -> list[Trial]:
         """Run a scenario whose queries come one after another, by all settings that differ in it."""
         single = scenario is Scenario.SINGLE_STREAM
-        batches = (1,) if single else [max(self._facts.least, min(size, _MULTI_STREAM)) for size in self._batches]
-        expected = (1 if single else _MULTI_STREAM) * 1e3 / self._one_ms
+        batches = (
+            (1,) if single else [max(self._facts.least, min(size, MULTI_STREAM_SAMPLES)) for size in self._batches]
+        )
+        expected = (1 if single else MULTI_STREAM_SAMPLES) * 1e3 / self._one_ms
         return [
             Trial(settings, self._long_run(scenario, settings, expected))
             for settings in choices_of((1,) if single else self._contexts, batches, (0.0,))

@@ -49,10 +49,7 @@ def load_key(project: Project, variant: Variant) -> Key:
 
 
 def _inputs(project: Project, variant: Variant) -> Iterator[Input]:
-    yield inputs.source(project, (variant,))
-    yield inputs.data(project)
-    yield from inputs.graph(project, variant)
-    yield from inputs.artifact(project, variant)
+    yield from inputs.to_run(project, variant)
     yield from inputs.accuracy_if_whole(project, variant)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RetryableError, RunError, UnsupportedError
-from model_artifacts.host.environment import driver_version, now, processor, tools
+from model_artifacts.host.environment import device_name, now, tools
 from model_artifacts.host.files import write_bytes
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import CPU_TARGET, STAND_IN, Backend, Load
@@ -17,7 +17,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import LoadReport, Outcome
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import file_of, gpu_of
-from pipeline.stages.common.outcomes import attempt
+from pipeline.stages.common.outcomes import attempt, unbuilt
 from pipeline.stages.common.samples import images_of
 from pipeline.stages.load.loadgen import PACKAGE, loadgen_version, require_loadgen
 from pipeline.stages.load.measuring import Facts, Measured, measure
@@ -66,9 +66,8 @@ def load_variant(project: Project, variant: Variant) -> LoadReport:
 
 
 def _facts(project: Project, artifact: Artifact, measured: Measured) -> Load:
-    on_cpu = artifact.variant.target == CPU_TARGET
-    device = processor() if on_cpu else f"{gpu_of(project, artifact).name}, driver {driver_version()}"
-    return Load(device=device, loadgen=loadgen_version(), results=measured.results)
+    gpu = None if artifact.variant.target == CPU_TARGET else gpu_of(project, artifact)
+    return Load(device=device_name(gpu), loadgen=loadgen_version(), results=measured.results)
 
 
 def _summaries(project: Project, variant: Variant, measured: Measured) -> FileRecord:
@@ -84,8 +83,8 @@ def refuse(artifact: Artifact, accuracy: AccuracyReport) -> None:
         UnsupportedError: it may not; the message has the reason.
     """
     variant = artifact.variant
-    if artifact.outcome is not Outcome.DONE:
-        raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
+    if reason := unbuilt(artifact):
+        raise UnsupportedError(reason)
     if variant.backend.is_baseline or variant.stands_in:
         raise UnsupportedError(f"never deployed: {STAND_IN if variant.stands_in else 'a baseline for comparison'}")
     if accuracy.outcome is not Outcome.DONE:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import RunError, UnsupportedError
-from model_artifacts.host.environment import driver_version, installed, now, processor, tools, version
+from model_artifacts.host.environment import device_name, installed, now, tools, version
 from model_artifacts.records import CPU_TARGET, Backend, Tool
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import LayerProfile, Outcome
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import file_of, gpu_of, open_serialized
-from pipeline.stages.common.outcomes import attempt
+from pipeline.stages.common.outcomes import attempt, unbuilt
 from pipeline.stages.common.samples import images_of
 from pipeline.stages.profile.profilers import (
     Timed,
@@ -85,15 +85,14 @@ def profile_variant(project: Project, variant: Variant) -> LayerProfile:
 
 
 def _device(project: Project, artifact: Artifact) -> str:
-    on_cpu = artifact.variant.target == CPU_TARGET
-    return processor() if on_cpu else f"{gpu_of(project, artifact).name}, driver {driver_version()}"
+    return device_name(None if artifact.variant.target == CPU_TARGET else gpu_of(project, artifact))
 
 
 def _profile(project: Project, artifact: Artifact) -> _Measured:
     """Profile in a process of its own, which may crash, while nothing else is timed."""
     variant = artifact.variant
-    if artifact.outcome is not Outcome.DONE:
-        raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
+    if reason := unbuilt(artifact):
+        raise UnsupportedError(reason)
     if variant.backend is Backend.ONNX_REFERENCE:
         raise UnsupportedError("a reference evaluator shows numerics only, and is not profiled")
     on_gpu = variant.target != CPU_TARGET

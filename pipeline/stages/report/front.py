@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """What the front page says of a model."""
+    """A model's line of the front page."""
 
     name: str
     network: str

@@ -158,13 +158,10 @@ def _requires(schedule: Schedule, variant: Variant) -> tuple[Step, ...]:
 
 
 def _inputs(project: Project, variant: Variant) -> Iterator[Input]:
-    yield inputs.source(project, (variant,))
-    yield inputs.data(project)
-    yield from inputs.graph(project, variant)
+    yield from inputs.to_run(project, variant)
     for arithmetic in judging_arithmetics(variant):
         record = project.rounding(arithmetic)
         yield Input(project.paths.rounding(arithmetic), record.files)
-    yield from inputs.artifact(project, variant)
     for smaller in project.plan.family(variant):
         yield from inputs.artifact_if_whole(project, smaller)
         yield from inputs.accuracy_if_whole(project, smaller)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_artifacts.errors import RunError, UnsupportedError, one_line
-from model_artifacts.host.environment import driver_version, now, tools
+from model_artifacts.host.environment import device_name, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import CPU_TARGET, Backend, Layout, Question, Task
 from model_artifacts.sessions.preprocessing import to_feed
@@ -23,7 +23,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import AccuracyReport, Outcome
 from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
-from pipeline.stages.common.outcomes import attempt
+from pipeline.stages.common.outcomes import attempt, unbuilt
 from pipeline.stages.common.rows import load_rows, spans_of
 from pipeline.stages.common.samples import loader_of
 from pipeline.stages.validate.batches import (
@@ -124,8 +124,8 @@ def _unjudged(variant: Variant, key: Key, ending: Ending) -> AccuracyReport:
 
 def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     artifact = project.artifact(variant)
-    if artifact.outcome is not Outcome.DONE:
-        raise UnsupportedError(f"not built: {artifact.reason.splitlines()[0]}")
+    if reason := unbuilt(artifact):
+        raise UnsupportedError(reason)
     data = project.data()
     reference = load_rows(project.file(data.reference), spans := spans_of(project.source()))
     labels = np.load(project.file(data.labels)) if data.labels else None
@@ -306,7 +306,7 @@ def _run_engine(project: Project, artifact: Artifact) -> Ran:
             session, project, artifact.variant, batch_sizes_of(project, artifact.variant, engine.batches)
         )
         others = tuple(_with_layers(other, session) for other in outputs.others)
-        device = f"{gpu.name}, driver {driver_version()}"
+        device = device_name(gpu)
         return _with_layers(outputs, session)._replace(others=others, device=device)
 
 
@@ -324,9 +324,7 @@ def _run_provider(project: Project, artifact: Artifact) -> Ran:
         outputs = _run_all(
             run, project, artifact.variant, batch_sizes_of(project, artifact.variant, artifact.variant.profile)
         )
-    return outputs._replace(
-        graph_layers=_graph_layers(project, artifact), device=f"{gpu.name}, driver {driver_version()}"
-    )
+    return outputs._replace(graph_layers=_graph_layers(project, artifact), device=device_name(gpu))
 
 
 _WITH_A_BUILDER = {Backend.TENSORRT: _run_engine, Backend.ONNXRUNTIME_TENSORRT: _run_provider}
@@ -359,7 +357,7 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
     return outputs._replace(
         channels_last=channels_last,
         layers=known[0] if known else (),
-        device=f"{gpu.name}, driver {driver_version()}",
+        device=device_name(gpu),
     )
 
 
