@@ -28,7 +28,7 @@ from tests.support.untraced import LoadedForkServer, trace_less
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest_plugins = ("tests.support.parts", "tests.support.spreading")
+pytest_plugins = ("tests.support.fake_gpu", "tests.support.parts", "tests.support.spreading")
 
 REPOSITORY = Path(__file__).parent.parent
 COMMIT = GitState(commit="c" * 40, dirty=False)

@@ -182,15 +182,6 @@ def test_the_manifest_tells_the_sizes(project: Project) -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
-    """The GPU; at the end of every test, nothing on it may still be open."""
-    fake = FakeRuntime()
-    monkeypatch.setattr(cuda, "runtime", fake)
-    yield fake
-    assert fake.idle
-
-
-@pytest.fixture
 def loaded(gpu: FakeRuntime) -> Any:
     """An engine for batches of 2, 5 and 12."""
     return FakeEngine(gpu, FAR)

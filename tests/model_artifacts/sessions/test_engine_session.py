@@ -40,15 +40,6 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-ws16MiB"
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
-    """The GPU; at the end of every test, nothing on it may still be open."""
-    fake = FakeRuntime()
-    monkeypatch.setattr(cuda, "runtime", fake)
-    yield fake
-    assert fake.idle
-
-
-@pytest.fixture
 def loaded(gpu: FakeRuntime) -> Any:
     """An engine for 1 to 12 images."""
     return FakeEngine(gpu, RANGE)

@@ -8,25 +8,13 @@ import numpy as np
 import pytest
 
 from model_artifacts.errors import RunError
-from model_artifacts.host import cuda
 from model_artifacts.sessions.engine import Engine
 from tests.model_artifacts.sessions.test_engine_session import RANGE, downloaded, images, logits, uploaded
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy.typing as npt
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
-    """The GPU; at the end of every test, nothing on it may still be open."""
-    fake = FakeRuntime()
-    monkeypatch.setattr(cuda, "runtime", fake)
-    yield fake
-    assert fake.idle
 
 
 def tokens(count: int) -> npt.NDArray[np.int64]:

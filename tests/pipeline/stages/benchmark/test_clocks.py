@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 from model_artifacts.errors import RunError
-from model_artifacts.host import cuda
 from model_artifacts.records import BatchRange, Clock
 from model_artifacts.sessions.engine import Engine
 from pipeline.stages.benchmark import clocks
@@ -18,20 +17,8 @@ from pipeline.stages.benchmark.messages import Ask
 from tests.support.fake_cuda import OK, FakeEngine, FakeRuntime
 from tests.support.hosts import H100
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 RANGE = BatchRange(min=1, opt=4, max=12)
 ASK = Ask(batch=2, runs=5, milliseconds=0.0)
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
-    """The GPU; at the end of every test, nothing on it may still be open."""
-    fake = FakeRuntime()
-    monkeypatch.setattr(cuda, "runtime", fake)
-    yield fake
-    assert fake.idle
 
 
 @pytest.fixture
