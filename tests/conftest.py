@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from filelock import FileLock
@@ -229,7 +229,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     import boto3  # noqa: PLC0415 - the same
 
     client: Any = boto3.client("s3")
-    name = "bucket-" + hashlib.sha256(str(id(monkeypatch)).encode()).hexdigest()[:12]
+    name = f"bucket-{uuid4().hex}"
     client.create_bucket(Bucket=name)
     return f"s3://{name}/models"
 

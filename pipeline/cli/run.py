@@ -73,10 +73,10 @@ class Reporter(ConsoleReporter):
 
     def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
         """Start a run."""
-        del tasks
         self._idle = True
         self._verdict = ""
-        self._screens: list[tuple[Path, str, str]] = []
+        self._screens: dict[str, tuple[Path, str, str]] = {}
+        self._planned = tuple(tasks)
         self._asked_for = selected_tasks
 
     def execute_task(self, task: Task) -> None:
@@ -96,7 +96,8 @@ class Reporter(ConsoleReporter):
     def add_success(self, task: Task) -> None:
         """Take a step off the display."""
         self._end(task, done=True)
-        self._screens += [task.meta[SCREEN]] if SCREEN in (task.meta or {}) else []
+        if SCREEN in (task.meta or {}):
+            self._screens[task.name] = task.meta[SCREEN]
 
     def _end(self, task: Task, *, done: bool) -> None:
         self._progress.end(task.name, time.monotonic(), done=done)
@@ -138,9 +139,13 @@ class Reporter(ConsoleReporter):
             self.write(f"\n{closing}\n")
 
     def _print_screen(self) -> str:
-        """Print what this run has made, and return the lines that end the run; empty if it has made no manifest."""
-        screens, self._screens = self._screens, []
-        return "\n".join(_last_screen(*screen, self._live.stream) for screen in screens)
+        """Print what this run has made, and return the lines that end the run; empty if it has made no manifest.
+
+        Models stand in the order of the configuration, whichever ended first.
+        """
+        screens, self._screens = self._screens, {}
+        made = [screens[name] for name in self._planned if name in screens]
+        return "\n".join(_last_screen(*screen, self._live.stream) for screen in made)
 
 
 def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> str:

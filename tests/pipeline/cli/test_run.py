@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -221,14 +222,33 @@ def test_the_last_screen_comes_before_a_command_that_follows(
     """The lines of `doit release` are the last ones, and not the table."""
     progress = Progress({}, {}, 1)
     reporter = Reporter(Live(progress), progress)
-    reporter.initialize({}, [])
-    reporter.add_success(_task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release", "tiny")}))
+    manifest = _task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release", "tiny")})
+    reporter.initialize({manifest.name: manifest}, [])
+    reporter.add_success(manifest)
     reporter.execute_task(_task("release"))
     shown = capsys.readouterr().out
     assert shown.index("\nto deploy on ") < shown.index("\nvariant ")
     assert "to release all that may be deployed: doit release" in shown
     reporter.complete_run()
     assert capsys.readouterr().out == ""
+
+
+def test_last_screens_keep_the_order_of_the_configuration(
+    built: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest of a later model may be made first; its screen still comes last."""
+    roots = [tmp_path / "a", tmp_path / "b"]
+    for root in roots:
+        shutil.copytree(built.paths.root, root)
+    first, second = (_task(f"manifest:{root.name}", meta={SCREEN: (root, "doit release", "tiny")}) for root in roots)
+    progress = Progress({}, {}, 1)
+    reporter = Reporter(Live(progress), progress)
+    reporter.initialize({first.name: first, second.name: second}, [])
+    reporter.add_success(second)
+    reporter.add_success(first)
+    reporter.complete_run()
+    again = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all of this again")]
+    assert [line.rsplit("/", 1)[1] for line in again] == ["a", "b"]
 
 
 def test_a_first_run_has_no_reasons(checkout: Path) -> None:
