@@ -10,6 +10,7 @@ from model_artifacts.errors import ArtifactError, RecordError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import OutputForm, Record
 from pipeline.config.loading import load_configs
+from pipeline.planning.folder.configurations import read_place
 from pipeline.planning.paths import Paths
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def is_made(project: Project, model: str) -> bool:
 def _listed(project: Project) -> frozenset[str]:
     """Return the names of the models that the project's configuration lists."""
     try:
-        configs = load_configs(project.config_file, project.plan.host)
+        found = read_place(project.named, project.plan.host)
     except ArtifactError:
-        configs = ()  # it is wrong or gone since; the project's own model is known
-    return frozenset({project.plan.model, *(config.model.name for config in configs)})
+        found = ()  # it is wrong or gone since; the project's own model is known
+    return frozenset({project.plan.model, *(item.config.model.name for item in found)})
 
 
 def _makes(config: Config, file: Path, root: Path, model: str) -> bool:
@@ -118,7 +119,7 @@ def _last(paths: Paths) -> Path | None:
         owner = read_record(paths.owner, Owner)
     except RecordError:
         return None
-    file = paths.root.resolve() / owner.configuration
+    file = Path(os.path.normpath(paths.root.resolve() / owner.configuration))
     return file if file.is_file() else None
 
 
