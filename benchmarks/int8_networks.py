@@ -39,8 +39,9 @@ from pipeline.stages.common.rows import Span
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, QUANTIZED_TYPES, quantized_nodes, requantize
-from pipeline.stages.quantize.stage import OPSET, _placed, place_pairs
+from pipeline.stages.quantize.stage import OPSET, _placed
 from pipeline.stages.sensitivity.judging import Meaning, judge, keeps
 from pipeline.stages.sensitivity.stage import Ranked, propose
 from pipeline.stages.validate.loss import judge_drop

@@ -9,7 +9,9 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
+from pipeline.config.quantization import QuantizationConfig, RangeMethod
 from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
+from pipeline.stages.quantize.rules import rule_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -18,32 +20,13 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Graph
 
-PERCENTILE = 99.995
-"""Percentage of activations inside the range of TensorRT's int8, by calibration.
-
-Measured on all 997 held-out digits of the sample model, with FP32 around the quantised layers:
-
-    99.99 %    relative L2 0.076, top-1 agreement 0.984
-    99.995 %   relative L2 0.071, top-1 agreement 0.986
-    99.999 %   relative L2 0.073, top-1 agreement 0.981
-
-With the first convolution and the global pooling in floating point, 99.99 % gives 0.070 and 0.989. With the last layer
-quantised, too, the agreement of an earlier graph was 0.5 points lower. FP16 instead of FP32 is no worse by itself: it
-moves some activations into the next step of int8, up or down.
-
-fp8 is calibrated to the plain maximum. E4M3 has the same resolution near zero for every range, so that clipping gains
-nothing: relative L2 0.191 of an earlier sample model, against 0.209 with 99.99 %. Its three bits of mantissa make that
-twice int8's error; the weights alone cause 0.139.
-
-All figures are of ONNX Runtime 1.31.1 without its optimisation WeightBiasQuantization. That optimisation quantises
-biases which are kept in floating point on purpose, and garbles fp8 graphs (relative L2 1.45). onnx.reference 1.23.2
-confirms fp8 (0.202 on 8 images), but takes 10 s an image.
-"""
+AUTO = QuantizationConfig()
+"""The settings of a graph without any of the configuration."""
 _FP8_FILTER = 32
 """Values of the largest filter that FP8 kernels have."""
 
 
-def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
+def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: QuantizationConfig = AUTO) -> dict[str, Any]:
     """Return the quantiser's keyword arguments for a graph.
 
     TensorRT takes symmetric values and no quantised bias. It needs Q/DQ pairs in front of convolutions and matrix
@@ -64,13 +47,17 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     add two products in 16 bits, which eight-bit weights overflow (ONNX Runtime's quantiser, `reduce_range`). An
     artifact must give the same numbers on every processor that may run it.
     """
+    rule = rule_of(settings, graph)
+    # Ranges that clip have the form of percentiles, whatever has made them.
+    calibration = CalibrationMethod.MinMax if rule.method is RangeMethod.MAX else CalibrationMethod.Percentile
+    percentile = {} if rule.percentile is None else {"CalibPercentile": rule.percentile}
     if graph.for_x86:
         return {
             "per_channel": True,
             "activation_type": QuantType.QUInt8,
-            "calibrate_method": CalibrationMethod.MinMax,
+            "calibrate_method": calibration,
             "nodes_to_exclude": outer_layers(model, graph),
-            "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True},
+            "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True, **percentile},
             "reduce_range": True,
         }
     fp8 = graph.precision is Precision.FP8
@@ -78,7 +65,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     return {
         "per_channel": not fp8,
         "activation_type": QuantType.QInt8,
-        "calibrate_method": CalibrationMethod.MinMax if fp8 else CalibrationMethod.Percentile,
+        "calibrate_method": calibration,
         "op_types_to_quantize": kinds,
         "nodes_to_exclude": _without_pairs(model, graph),
         "extra_options": {
@@ -86,7 +73,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": kinds,
-            "CalibPercentile": PERCENTILE,
+            **percentile,
         },
     }
 

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
 from onnx import TensorProto, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError, storage_errors
 from model_artifacts.host.environment import now, tools
@@ -31,8 +28,9 @@ from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
-from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Images, Kept, Reader, kept_ranges
-from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings, without_fp8_kernels
+from pipeline.stages.quantize.calibration import Images, Kept
+from pipeline.stages.quantize.placement import outer_layers, without_fp8_kernels
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
@@ -49,12 +47,12 @@ from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
-    from typing import Any
 
     import numpy as np
     import numpy.typing as npt
 
     from pipeline.adapters.onnx_casts import Narrowed
+    from pipeline.config.quantization import QuantizationConfig
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import TensorCast
@@ -251,58 +249,11 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         images = _images(project)
         means = input_means(fp32, images)
         weights = _weights(fp32) if graph.for_x86 else {}
-        place_pairs(images, graph, fp32, scratch, left, Kept(ranges_key(project), project.paths.ranges))
+        kept = Kept(ranges_key(project, graph), project.paths.ranges)
+        place_pairs(images, graph, fp32, scratch, left, kept, settings=project.config.quantization)
         if graph.for_x86:
             onnx.save(correct_biases(onnx.load(scratch), weights, means), scratch)
         return means
-
-
-def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
-    images: Images,
-    graph: Graph,
-    fp32: onnx.ModelProto,
-    scratch: Path,
-    left: tuple[str, ...] = (),
-    kept: Kept | None = None,
-) -> None:
-    """Write the FP32 graph with calibrated Q/DQ pairs.
-
-    Args:
-        images: the calibration images.
-        graph: the graph to make.
-        fp32: the FP32 graph; the quantiser moves its weights out of it.
-        scratch: the file to write.
-        left: nodes of x86's graph that stay in FP32.
-        kept: the ranges of these images that other graphs have left, or will take; None for neither.
-    """
-    settings = quantizer_settings(graph, fp32)
-    settings["nodes_to_exclude"] += left
-    reader = Reader(images.batches(), [value.name for value in fp32.graph.input])
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        if TAKES_RANGES:
-            settings["calibration_cache_path"] = Path(folder) / "ranges.json"
-            _write_ranges(images, fp32, settings, kept)
-        quantize_static(
-            fp32,
-            str(scratch),
-            reader,
-            quant_format=QuantFormat.QDQ,
-            weight_type=QuantType.QInt8,
-            **settings,
-        )
-
-
-def _write_ranges(images: Images, fp32: onnx.ModelProto, settings: dict[str, Any], kept: Kept | None) -> None:
-    """Write the ranges of the activations for the quantiser: those that another graph has left, or from the images."""
-    kind, file = settings["calibrate_method"], settings["calibration_cache_path"]
-    calibration = Calibration(fp32, PERCENTILE, file.parent)
-    names = calibration.names(settings.get("op_types_to_quantize"))
-    ranges = kept_ranges(kept.key, kept.file) if kept else None
-    if ranges is None or not names <= ranges.of(kind).keys():
-        ranges = calibration.run(images, names if kind is CalibrationMethod.Percentile else ())
-        if kept:
-            ranges.keep(kept.key, kept.file)
-    ranges.write(kind, names, file)
 
 
 def _placed(graph: Graph, scratch: Path, weights: Weights) -> onnx.ModelProto:
@@ -314,7 +265,7 @@ def _placed(graph: Graph, scratch: Path, weights: Weights) -> onnx.ModelProto:
     return leave_idle(placed, weights)
 
 
-def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
+def calibrate(project: Project, graph: Graph, images: Images, settings: QuantizationConfig | None = None) -> Calibrated:
     """Calibrate the graph once, for any choice of quantised nodes.
 
     Call it in a process that may crash: ONNX Runtime runs the graph.
@@ -323,6 +274,7 @@ def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
         project: the export of FP32 and the data stage must have run.
         graph: int8 or fp8 for TensorRT.
         images: the images that give the ranges.
+        settings: those in place of the configuration's; None takes them.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
@@ -332,7 +284,7 @@ def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
         fp32 = _fp32(project)
         weights, means = _weights(fp32), input_means(fp32, images)  # before the quantiser moves the weights out of it
         scratch = Path(folder) / "placed.onnx"
-        place_pairs(images, graph, fp32, scratch)
+        place_pairs(images, graph, fp32, scratch, settings=settings or project.config.quantization)
         placed = onnx_graph.to_opset(_placed(graph, scratch, weights), OPSET)
         return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights, means)
 
@@ -358,19 +310,6 @@ def _to_fp16(model: onnx.ModelProto) -> Narrowed:
     """Return the graph in FP16 with FP32 input and output, and the lost values of its weights."""
     exact = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}  # quantised again
     return cast(model, TensorProto.FLOAT16, exact)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the quantiser, whose advice on the root logger the export has already followed."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(before)
 
 
 def run(project: Project, graph: Graph, console: Console) -> int:
