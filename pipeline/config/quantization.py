@@ -1,15 +1,18 @@
-"""The section `quantization`: the rule for the ranges of activations in int8 and fp8 graphs."""
+"""The section `quantization`: the ranges of activations in int8 and fp8 graphs, and the groups with Q/DQ pairs."""
 
 from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, field_serializer
 
 from model_artifacts.records import Record
 from pipeline.config.values import in_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _LEAST = 50.0
 """The smallest percentile, exclusive: below it most values would be clipped."""
@@ -64,12 +67,57 @@ def parse_rule(value: object) -> object:
     return {"method": RangeMethod.PERCENTILE, "percentile": percentile}
 
 
+def _pairs_of(*, both: bool) -> Callable[[object], object]:
+    """Return a validator for a group: `auto` is None, and only groups that a graph may leave out take `true`."""
+    expected = "auto, true or false" if both else "auto or false"
+
+    def validate(value: object) -> object:
+        if value is None or value == "auto":
+            return None
+        if value is False or (both and value is True):
+            return value
+        raise ValueError(f"expected {expected}, got {in_yaml(value)}")
+
+    return validate
+
+
+_End = Annotated[bool | None, BeforeValidator(_pairs_of(both=True))]
+_Inner = Annotated[bool | None, BeforeValidator(_pairs_of(both=False))]
+GROUPS = ("first", "last", "sums", "pools", "concats")
+"""Groups of nodes that get Q/DQ pairs or not, together."""
+
+
 class QuantizationConfig(Record):
     """The quantiser's settings, for int8 and fp8 alike."""
 
     calibration: Annotated[RangeRule, BeforeValidator(parse_rule)] = RangeRule()
     """The rule for the ranges of activations."""
 
+    first: _End = None
+    """Q/DQ pairs of the first layer. None, written `auto`, leaves it out in fp8 alone."""
+    last: _End = None
+    """Those of the last layer in front of each output. None leaves out products, whose eight-bit logits tie."""
+    sums: _Inner = None
+    """Those of sums of two activations. None places what kernels fuse; false leaves them out."""
+    pools: _Inner = None
+    """Those of pools and of means over height and width."""
+    concats: _Inner = None
+    """Those of concatenations, which x86's graphs have."""
+
+    def of(self, group: str) -> bool | None:
+        """Return the setting of one of `GROUPS`; None is `auto`."""
+        found: bool | None = getattr(self, group)
+        return found
+
+    @property
+    def placed(self) -> dict[str, bool]:
+        """The groups whose pairs are placed or left out by the configuration."""
+        return {group: found for group in GROUPS if (found := self.of(group)) is not None}
+
     @field_serializer("calibration")
     def _as_written(self, rule: RangeRule) -> str:
         return rule.text
+
+    @field_serializer(*GROUPS)
+    def _or_auto(self, value: bool | None) -> bool | str:  # noqa: FBT001 - pydantic's signature
+        return "auto" if value is None else value

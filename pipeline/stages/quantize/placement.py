@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
 from pipeline.config.quantization import QuantizationConfig, RangeMethod
+from pipeline.stages.quantize.groups import is_pooling, last_layers, left_by
 from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
 from pipeline.stages.quantize.rules import rule_of
 
@@ -56,7 +56,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: Quantizat
             "per_channel": True,
             "activation_type": QuantType.QUInt8,
             "calibrate_method": calibration,
-            "nodes_to_exclude": outer_layers(model, graph),
+            "nodes_to_exclude": [*outer_layers(model, graph, settings), *left_by(settings, model)],
             "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True, **percentile},
             "reduce_range": True,
         }
@@ -67,7 +67,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: Quantizat
         "activation_type": QuantType.QInt8,
         "calibrate_method": calibration,
         "op_types_to_quantize": kinds,
-        "nodes_to_exclude": _without_pairs(model, graph),
+        "nodes_to_exclude": _without_pairs(model, graph, settings),
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -78,8 +78,11 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: Quantizat
     }
 
 
-def _without_pairs(model: onnx.ModelProto, graph: Graph) -> list[str]:
-    """Return the names of the nodes that get no pairs in TensorRT's graph."""
+def _without_pairs(model: onnx.ModelProto, graph: Graph, settings: QuantizationConfig) -> list[str]:
+    """Return the names of the nodes that get no pairs in TensorRT's graph.
+
+    Groups that the configuration leaves out are no such nodes: they would read the pairs in front of their neighbours.
+    """
     fp8 = graph.precision is Precision.FP8
     made_by = {output: node.op_type for node in model.graph.node for output in node.output}
     sums = {
@@ -92,7 +95,7 @@ def _without_pairs(model: onnx.ModelProto, graph: Graph) -> list[str]:
     residual = any if fp8 else all
     known = [name for name, convolved in sums.items() if not residual(convolved)]
     means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
-    return [*outer_layers(model, graph), *(without_fp8_kernels(model) if fp8 else ()), *known, *means]
+    return [*outer_layers(model, graph, settings), *(without_fp8_kernels(model) if fp8 else ()), *known, *means]
 
 
 def without_fp8_kernels(model: onnx.ModelProto) -> list[str]:
@@ -116,17 +119,20 @@ def _groups(convolution: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
-def outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
+def outer_layers(model: onnx.ModelProto, graph: Graph, settings: QuantizationConfig = AUTO) -> list[str]:
     """Return the names of the layers that stay in floating point; empty if the graph has no others.
 
     The last matrix product stays, because eight-bit logits tie; of several outputs, that of each which ends in one. For
-    fp8 the first convolution stays, too, because three bits of mantissa are too few for the image.
+    fp8 the first convolution stays, too, because three bits of mantissa are too few for the image. The settings may
+    quantise both.
     """
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
     outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
     if len(model.graph.output) > 1:
         outer = _last_products(model)
-    if graph.precision is Precision.FP8:
+    if settings.last:
+        outer = []
+    if graph.precision is Precision.FP8 and not settings.first:
         outer += [node.name for node in layers if node.op_type == "Conv"][:1]
     return outer if len(layers) > len(outer) else []
 
@@ -136,28 +142,12 @@ def _last_products(model: onnx.ModelProto) -> list[str]:
 
     An output whose last layer is a convolution has none, whatever products lie further in front of it.
     """
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    order = {node.name: place for place, node in enumerate(model.graph.node)}
-    found = {}
-    for value in model.graph.output:
-        ahead, seen = [value.name], set[str]()
-        layers: dict[int, onnx.NodeProto] = {}
-        while ahead:
-            node = made_by.get(ahead.pop())
-            if node is None or node.name in seen:
-                continue
-            seen.add(node.name)
-            if node.op_type in QUANTIZED_OPERATORS:
-                layers[order[node.name]] = node
-            ahead += node.input
-        if layers and layers[max(layers)].op_type != "Conv":
-            found[max(layers)] = layers[max(layers)].name
-    return [found[place] for place in sorted(found)]
+    return [node.name for node in last_layers(model) if node.op_type != "Conv"]
 
 
 def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
     """Return True if a mean over height and width alone reads a sum or a convolution, through a ReLU at most."""
-    if mean.op_type == "ReduceMean" and not _pools(model, mean):
+    if mean.op_type == "ReduceMean" and not is_pooling(model, mean):
         return False
     made_by = {output: node for node in model.graph.node for output in node.output}
     read = [name for node in model.graph.node for name in node.input] + [value.name for value in model.graph.output]
@@ -165,13 +155,3 @@ def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
     while name in made_by and made_by[name].op_type in ACTIVATIONS and read.count(name) == 1:
         name = made_by[name].input[0]
     return name in made_by and made_by[name].op_type in {"Add", "Conv"} and read.count(name) == 1
-
-
-def _pools(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
-    """Return True if a mean is over the height and width of NCHW.
-
-    Its axes are an attribute until opset 17, and an input since.
-    """
-    reduced = [attribute.ints for attribute in mean.attribute if attribute.name == "axes"]
-    reduced += [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in mean.input[1:]]
-    return any({int(axis) % len("NCHW") for axis in axes} == {2, 3} for axes in reduced)

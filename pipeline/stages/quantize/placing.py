@@ -14,8 +14,10 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from model_artifacts.errors import QuantizeError
 from pipeline.config.quantization import RangeMethod
 from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Reader, kept_ranges
+from pipeline.stages.quantize.groups import left_by
 from pipeline.stages.quantize.histograms import range_of
 from pipeline.stages.quantize.placement import AUTO, quantizer_settings
+from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS
 from pipeline.stages.quantize.rules import PERCENTILE, rule_of
 
 if TYPE_CHECKING:
@@ -54,10 +56,12 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
         settings: those of the configuration.
 
     Raises:
-        QuantizeError: the installed ONNX Runtime cannot take ranges by this rule.
+        QuantizeError: the installed ONNX Runtime cannot take ranges by this rule; or the groups that the settings leave
+            out are not in the graph, or are all of its layers.
     """
     arguments = quantizer_settings(graph, fp32, settings)
     arguments["nodes_to_exclude"] += left
+    _check_layers(graph, fp32, arguments["nodes_to_exclude"], settings)
     rule = rule_of(settings, graph)
     reader = Reader(images.batches(), [value.name for value in fp32.graph.input])
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -78,6 +82,22 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
             quant_format=QuantFormat.QDQ,
             weight_type=QuantType.QInt8,
             **arguments,
+        )
+
+
+def _check_layers(graph: Graph, fp32: onnx.ModelProto, excluded: list[str], settings: QuantizationConfig) -> None:
+    """Refuse settings that leave out every layer.
+
+    Raises:
+        QuantizeError: they do, or a group is not in the graph.
+    """
+    left = {*left_by(settings, fp32)}
+    layers = {node.name for node in fp32.graph.node if node.op_type in QUANTIZED_OPERATORS}
+    if left and layers <= left | {*excluded}:
+        raise QuantizeError(
+            f"`quantization` leaves out every layer; none would be {graph.precision.value}",
+            got=", ".join(f"{group}: false" for group, placed in settings.placed.items() if not placed),
+            fix="leave out fewer groups, or use fp16",
         )
 
 

@@ -53,6 +53,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **_heads(project),
         **_fp8(graph),
         **_ranges(project, graph),
+        **_pairs(project),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -77,6 +78,12 @@ def _ranges(project: Project, graph: Graph) -> dict[str, str]:
     """Return the field of a rule for ranges that is not the graph's own."""
     rule = rule_of(project.config.quantization, graph)
     return {} if rule == default_rule(graph) else {"ranges": rule.text}
+
+
+def _pairs(project: Project) -> dict[str, dict[str, bool]]:
+    """Return the field of the groups whose Q/DQ pairs the configuration places or leaves out."""
+    placed = project.config.quantization.placed
+    return {"pairs": placed} if placed else {}
 
 
 def ranges_key(project: Project, graph: Graph) -> Key:

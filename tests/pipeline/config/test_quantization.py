@@ -54,6 +54,27 @@ def test_another_value_is_refused_with_its_place(problems: Problems, value: str,
     assert problem.endswith(refusal)
 
 
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("sums: true", "3:22: quantization.sums: expected auto or false, got true"),
+        ("first: 1", "3:23: quantization.first: expected auto, true or false, got 1"),
+        ("pool: false", "3:16: unknown key 'quantization.pool'; did you mean 'pools'?"),
+    ],
+    ids=["never added", "number", "other name"],
+)
+def test_pairs_are_left_out_or_added(problems: Problems, text: str, refusal: str) -> None:
+    """Each group is `auto` or `false`; the ends may be `true`."""
+    assert problems(f"{MATRIX}quantization: {{{text}}}\n") == [refusal]
+
+
+def test_groups_are_read_back_as_they_are_written() -> None:
+    """`auto` is what the graph has by itself."""
+    settings = config_of(quantization={"first": "auto", "last": True, "sums": False}).quantization
+    assert settings.placed == {"last": True, "sums": False}
+    assert QuantizationConfig.model_validate(settings.model_dump(mode="json")) == settings
+
+
 def test_it_needs_a_quantised_precision(problems: Problems, load: Callable[[str], Config]) -> None:
     """Nothing would be calibrated; the defaults may stand there."""
     found = problems(MATRIX + "precisions: [fp16]\nquantization: {calibration: mse}\n")
