@@ -45,8 +45,9 @@ from pipeline.stages.quantize.bias_correction import (
     output_shifts,
 )
 from pipeline.stages.quantize.calibrated import Calibrated
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, QUANTIZED_TYPES, quantized_nodes, requantize
-from pipeline.stages.quantize.stage import OPSET, _placed, place_pairs
+from pipeline.stages.quantize.stage import OPSET, _placed
 from pipeline.stages.sensitivity.judging import Judged, Meaning, judge, keeps
 from pipeline.stages.sensitivity.stage import Ranked, propose
 from pipeline.stages.validate.loss import judge_drop
