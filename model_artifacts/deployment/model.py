@@ -234,9 +234,9 @@ class Model:
         self._calls.check_open()
         preprocessing = self._spec_of("outputs")
         specs = self.entry.outputs
-        empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=_dtype_of(spec)) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *(outputs for outputs, _ in self._of_each_batch(images, preprocessing))])
+        parts = [outputs for outputs, _ in self._of_each_batch(images, preprocessing)]
+        found = joined(parts or [named(names, [_empty(spec) for spec in specs])])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -308,6 +308,12 @@ class Model:
 
         gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)
         return gpu_arrays.on_gpu(batch) and (gpu is None or index is None or index == gpu.index)
+
+
+def _empty(spec: TensorSpec) -> npt.NDArray[np.generic]:
+    """Return the output of no image. An axis that follows the size of the images has no entry then."""
+    sizes = (size if isinstance(size, int) else 0 for size in spec.shape[1:])
+    return np.empty((0, *sizes), dtype=_dtype_of(spec))
 
 
 def _dtype_of(spec: TensorSpec) -> type[np.generic]:
