@@ -60,7 +60,7 @@ class Model:
         self._facts = facts
         self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
         self._read = read
-        self._streams = streams or Streams(self._calls, in_turn(self._calls))
+        self._streams = Streams(self._calls, in_turn(self._calls)) if streams is None else streams
 
     @property
     def entry(self) -> ManifestEntry:
@@ -305,7 +305,7 @@ class Model:
 
     def _is_near(self, batch: object) -> bool:
         """Return true if an engine's batch lies in the memory of its GPU, as far as a library says which GPU it is."""
-        if self.entry.backend is not Backend.TENSORRT:
+        if self.entry.backend is not Backend.TENSORRT or isinstance(batch, np.ndarray):
             return False
         from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
 

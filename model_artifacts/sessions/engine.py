@@ -371,10 +371,11 @@ class Session:
         if padded != former:
             for spec, shape in zip(self._inputs, padded, strict=True):
                 self._context.set_input_shape(spec.name, shape)
+        rows = shapes[0][0] if padded != shapes else None
         given = zip(self._inputs, padded, strict=True)
-        self._sent = [self._buffers.place(spec, shape, shapes[0][0]) for spec, shape in given]
+        self._sent = [self._buffers.place(spec, shape, rows) for spec, shape in given]
         found = ((spec, self._context.shape(spec.name)) for spec in self._outputs)
-        self._fetched = [self._buffers.place(spec, shape, shapes[0][0]) for spec, shape in found]
+        self._fetched = [self._buffers.place(spec, shape, rows) for spec, shape in found]
         self._graph = self._graphs.called(padded) if self._cuda_graph else None
         self._shapes, self._padded = shapes, padded
 

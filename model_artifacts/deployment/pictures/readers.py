@@ -61,6 +61,7 @@ class OnProcessor:
         """
         count = min(threads(), MOST_THREADS, len(pictures))
         if count > 1 and all(isinstance(picture, (str, bytes, os.PathLike)) for picture in pictures):
+            _load_formats()
             with ThreadPoolExecutor(count, thread_name_prefix="picture") as pool:
                 try:
                     found = list(pool.map(self._read, pictures))
@@ -76,6 +77,16 @@ class OnProcessor:
         """Return the way of a picture to the input, and the batch of it alone."""
         place, pixels = read_placed(picture, self.spec)
         return place, to_feed(pixels[None], self.spec, self.kind)
+
+
+def _load_formats() -> None:
+    """Let Pillow load its formats, which it else does with the first file that needs one.
+
+    Another thread that opens a file meanwhile takes a format that was just loaded for one that it has tried.
+    """
+    from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
+
+    Image.init()
 
 
 @dataclass(frozen=True)

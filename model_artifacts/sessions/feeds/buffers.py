@@ -52,17 +52,17 @@ class Buffers:
         self._pinned[spec.name] = cuda.PinnedMemory(size)
         return self._device[spec.name].pointer
 
-    def place(self, spec: TensorSpec, shape: tuple[int, ...], rows: int) -> Place:
+    def place(self, spec: TensorSpec, shape: tuple[int, ...], rows: int | None = None) -> Place:
         """Return the arrays of an input or output.
 
         Args:
             spec: the input or output.
             shape: its shape as the GPU runs it.
-            rows: the rows of the batch, no more than the shape has.
+            rows: the rows of the batch, fewer than the shape has; None for a batch that fills it.
         """
         dtype = np.dtype(spec.dtype)
         on_gpu = self._device[spec.name].array(shape, dtype)
-        own = on_gpu if rows == shape[0] else on_gpu.rows(0, rows)
+        own = on_gpu if rows is None else on_gpu.rows(0, rows)
         return Place(on_gpu, own, self._pinned[spec.name].array(own.shape, dtype))
 
     def close(self) -> None:

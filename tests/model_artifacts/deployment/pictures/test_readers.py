@@ -62,8 +62,12 @@ def test_several_threads_read_files(
         return real(file)
 
     monkeypatch.setattr("PIL.Image.open", opened)
+    formats: list[int] = []
+    monkeypatch.setattr("PIL.Image.init", lambda: formats.append(opening.n_waiting))
     wanted, places = OnProcessor(SPEC, kind)(pictures, 11)
+    assert formats == []
     found, same = OnProcessor(SPEC, kind)(files, 11)
+    assert formats == [0] * (cores > 1)  # Pillow's formats are there before the threads are
     assert places == same
     np.testing.assert_array_equal(found, wanted)
     assert len(found) == 11

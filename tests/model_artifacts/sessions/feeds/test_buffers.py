@@ -25,13 +25,13 @@ def test_arrays_lie_in_the_memory_of_their_tensor(gpu: FakeRuntime) -> None:
         address = buffers.allocate(IMAGE, (4, 3))
         buffers.allocate(INDEX, (4,))
         assert {*gpu.blocks} >= {address}
-        place = buffers.place(IMAGE, (2, 3), 2)
+        place = buffers.place(IMAGE, (2, 3))
         assert (place.on_gpu.pointer, place.on_gpu.shape, place.on_gpu.bytes) == (address, (2, 3), 24)
         assert place.rows is place.on_gpu
         assert not place.is_filled_up
         assert (place.staged.shape, place.staged.dtype) == ((2, 3), np.float32)
         assert place.staged.ctypes.data in gpu.pinned
-        assert buffers.place(INDEX, (3,), 3).staged.dtype == np.int32
+        assert buffers.place(INDEX, (3,)).staged.dtype == np.int32
     assert gpu.idle
 
 
