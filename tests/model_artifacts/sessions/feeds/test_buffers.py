@@ -29,7 +29,8 @@ def test_arrays_lie_in_the_memory_of_their_tensor(gpu: FakeRuntime) -> None:
         assert (place.on_gpu.pointer, place.on_gpu.shape, place.on_gpu.bytes) == (address, (2, 3), 24)
         assert place.rows is place.on_gpu
         assert not place.is_filled_up
-        assert (place.staged.shape, place.staged.dtype) == ((2, 3), np.float32)
+        assert place.staged.shape == (2, 3)
+        assert place.staged.dtype == np.float32
         assert place.staged.ctypes.data in gpu.pinned
         assert buffers.place(INDEX, (3,)).staged.dtype == np.int32
     assert gpu.idle
