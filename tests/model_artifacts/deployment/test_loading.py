@@ -308,8 +308,8 @@ def test_what_needs_a_gpu_says_so_where_it_does_not_start(
     """A manifest that was resolved for a GPU that is not there gives one message, and no crash."""
     path = copied / "artifacts" / "manifest.json"
     manifest = read_record(path, Manifest)
-    file = manifest.artifacts[0].file
-    write_record(path, manifest.model_copy(update={"artifacts": (made.model_copy(update={"file": file}),)}))
+    made = made.model_copy(update={"model": "tiny", "file": manifest.artifacts[0].file})
+    write_record(path, manifest.model_copy(update={"artifacts": (made,)}))
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     with pytest.raises((RunError, UnsupportedError)), pipeline.load(path.parent):
         pass
