@@ -31,6 +31,7 @@ INTEGRATION = {
     "pipeline/test_detection.py",
     "pipeline/test_embedding.py",
     "pipeline/test_faults.py",
+    "pipeline/test_folder_of_configurations.py",
     "pipeline/test_half_onnx_model.py",
     "pipeline/test_heads.py",
     "pipeline/test_inputs.py",

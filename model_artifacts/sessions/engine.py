@@ -100,7 +100,8 @@ class Engine:
         specialization: KernelSpecialization = KernelSpecialization.EAGER,
     ) -> AbstractContextManager[Overlap]:
         """Open a context for batches in a row, as `open_overlap` does; `cache` and `specialization` as in `session`."""
-        return open_overlap(self._loaded, self._gpu, buffers, cache, specialization)
+        loaded, copiers = self._loaded, self._copiers
+        return open_overlap(loaded, self._gpu, lambda on: loaded.context(on, cache, specialization), copiers, buffers)
 
 
 @contextmanager

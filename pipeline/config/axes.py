@@ -8,7 +8,7 @@ from model_artifacts.records import AxisRange, Task
 from pipeline.config.values import INT32_MAX, in_yaml, parse_batch_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pipeline.config.files.yaml_source import Location
     from pipeline.config.settings import Config
@@ -87,6 +87,16 @@ def checked_sizes(axes: tuple[AxisRange, ...]) -> tuple[Sizes, ...]:
         found.append(tuple((axis.name, axis.min if axis is alone else axis.max) for axis in axes))
         found.append(tuple((axis.name, axis.max if axis is alone else axis.min) for axis in axes))
     return tuple(dict.fromkeys(found))
+
+
+def ranges_without(ranges: Iterable[Iterable[AxisRange]], own: Mapping[str, int]) -> list[tuple[int, AxisRange]]:
+    """Return the ranges that do not hold the images' own size, each with the place of its profile.
+
+    Args:
+        ranges: the ranges of each profile.
+        own: the images' own size along each axis.
+    """
+    return [(index, axis) for index, axes in enumerate(ranges) for axis in axes if not axis.takes(own[axis.name])]
 
 
 def _between(axis: AxisRange) -> int:

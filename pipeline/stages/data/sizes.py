@@ -8,7 +8,7 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import shown_sizes
+from pipeline.config.axes import ranges_without, shown_sizes
 from pipeline.config.loading import placed_error
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
@@ -111,14 +111,9 @@ def _require_own_size(project: Project, own: dict[str, int]) -> None:
     Raises:
         ConfigError: a range does not hold it; all of them are listed.
     """
+    ranges = [profile.axes for profile in project.config.profiles]
     problems = [
-        (
-            ("profiles", index),
-            _not_held(axis, own[axis.name], index),
-        )
-        for index, profile in enumerate(project.config.profiles)
-        for axis in profile.axes
-        if not axis.takes(own[axis.name])
+        (("profiles", index), _not_held(axis, own[axis.name], index)) for index, axis in ranges_without(ranges, own)
     ]
     if problems:
         raise placed_error(project.config_file, project.plan.model, problems)

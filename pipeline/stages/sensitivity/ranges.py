@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from model_artifacts.records import Precision
 from pipeline.planning.steps import Step
 from pipeline.stages.common.samples import to_batch
+from pipeline.stages.quantize.bias_correction import Centre
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.stage import fp32_of, quantized_once
 from pipeline.stages.sensitivity.judging import judge, keeps
@@ -64,12 +66,14 @@ def _judge(project: Project, graph: Graph, rules: tuple[RangeRule, ...]) -> list
     ranging, judged = halves(np.asarray(project.pixels(data.calibration)[:_MOST_IMAGES]))
     images, judging = Images(ranging, data.preprocessing), to_batch(judged, data.preprocessing)
     meaning = meaning_of(project)
-    reference = run_graph(fp32_of(project), judging, meaning)
+    fp32 = fp32_of(project)
+    reference = run_graph(fp32, judging, meaning)
+    centre = Centre.of(fp32, images) if graph.precision is Precision.INT8 else None  # as `make_quantized` does
     gates, found = config.gates, []
     for rule in rules:
         settings = config.quantization.model_copy(update={"calibration": rule})
-        outputs = run_graph(quantized_once(project, graph, images, settings), judging, meaning)
-        result = judge(outputs, reference, meaning)
+        model = quantized_once(project, graph, images, settings)
+        result = judge(run_graph(centre.centred(model) if centre else model, judging, meaning), reference, meaning)
         kept = keeps(result, gates.of(graph.precision), gates.margin, meaning.task)
         found.append(JudgedRule(rule, kept, result.loss, result.distance))
     return found
