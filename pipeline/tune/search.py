@@ -213,7 +213,10 @@ class Search:
         return [points[index] for index in range(longest) for points in turns if index < len(points)]
 
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
-        """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there."""
+        """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there.
+
+        Nor has it cost the same variant its gate.
+        """
         made = {choice.setting for choice in point.choices}
         refused = {
             trial.refused
@@ -222,6 +225,8 @@ class Search:
             and (known := self.contender(trial.point))
             and known.kind == kind
         }
+        if item.choice in _spoiling(point.subject, trials):
+            return False
         return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
 
     def _repair(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
@@ -264,6 +269,19 @@ class Search:
             if choice.setting == setting and isinstance(choice.value, tuple)
         ]
         return min(passed, default=ranking.proposed)
+
+
+def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
+    """Return the choices with which a variant missed its gate, and kept it without."""
+    own = [trial for trial in trials if trial.point.subject == subject]
+    kept = {trial.point for trial in own if trial.passed}
+    return {
+        choice
+        for trial in own
+        if trial.verdict is TrialVerdict.REJECTED
+        for choice in trial.point.choices
+        if without_choice(trial.point, choice) in kept
+    }
 
 
 def _verdicts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[str, bool]:

@@ -138,6 +138,22 @@ def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
     assert search_of().next(trials) == with_choice(INT8.point, LEVEL)
 
 
+def test_a_choice_that_cost_the_gate_is_not_added_again() -> None:
+    """Not to the same variant with others beside it; another variant may try it."""
+    level = with_choice(INT8.point, LEVEL)
+    trials = [
+        trial_of(1, INT8.point, 2.0),
+        trial_of(2, FP16.point, 9.0),
+        trial_of(3, with_choice(INT8.point, STREAMS), verdict=TrialVerdict.REJECTED),
+        trial_of(4, level, 1.0),
+    ]
+    assert search_of().next(trials) == with_choice(level, TILING)
+    trials[1] = trial_of(2, FP16.point, 0.5)
+    assert search_of().next(trials) == with_choice(FP16.point, LEVEL)
+    tried = [trial_of(5, with_choice(FP16.point, LEVEL), 2.0)]
+    assert search_of().next([*trials, *tried]) == with_choice(FP16.point, STREAMS)
+
+
 def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:
     """The highest level takes four times as long as a trial without it, and only two of them are left."""
     trials = [
