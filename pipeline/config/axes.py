@@ -110,12 +110,8 @@ def shown_sizes(sizes: Sizes) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes)
 
 
-FOLLOWING = frozenset({Task.SEGMENTATION})
+FOLLOWING = frozenset({Task.SEGMENTATION, Task.DETECTION, Task.TENSORS})
 """Tasks whose outputs may follow the size of the image."""
-_UNTRIED = {
-    Task.DETECTION: "its boxes follow the size of the image, and are decoded at one size",
-}
-"""Tasks whose outputs change their shape or their meaning with the size of the image."""
 
 
 def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
@@ -136,6 +132,4 @@ def _refusal(config: Config) -> str:
         return "the axes of `data.tensors` are fixed, but for the batch"
     if config.model.onnx is not None:
         return "a model that is an ONNX file has fixed axes, but for the batch"
-    if config.model.task in _UNTRIED:
-        return f"`task: {config.model.task.value}` takes one size of images: {_UNTRIED[config.model.task]}"
     return ""

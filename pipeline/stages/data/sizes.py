@@ -8,7 +8,7 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import FOLLOWING, ranges_without
+from pipeline.config.axes import ranges_without
 from pipeline.config.loading import placed_error
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
@@ -55,14 +55,13 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
     spec = project.source().pictures
     _require_own_size(project, {"height": spec.height, "width": spec.width})
     pixels = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
-    task = project.source().task
     others = [sizes for sizes in project.config.checked_sizes if at_sizes(spec, sizes).input_shape != spec.input_shape]
     tried = at_each_size(model, spec, others, DataError)
-    require_following(tried, task, DataError)
+    require_following(tried, project.source().task, DataError)
     found = []
     for sizes, item in zip(others, tried[1:], strict=True):
         sized = at_sizes(spec, sizes)
-        shapes = item.shapes if task in FOLLOWING else ()
+        shapes = () if item.shapes == tried[0].shapes else item.shapes
         found.append(_store(project, sizes, resized(pixels, sized), sized, run, shapes))
     return tuple(found)
 
