@@ -5,6 +5,7 @@ Nothing that missed its gate is ever timed.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.records import AccuracyReport, Artifact
     from pipeline.stages.benchmark.results import Measured
+    from pipeline.stages.sensitivity.ranges import JudgedRule
     from pipeline.tune.records import Point
     from pipeline.tune.setups import Place, Setups
 
@@ -247,12 +249,22 @@ def screened_rules(project: Project, graph: Graph) -> tuple[ScreenedRule, ...]:
         pass  # none yet, or a damaged one
     with working(alone=False):
         judged = judge_rules(project, graph, rules)
-    screened = tuple(
+    return project.write(path, RuleScreening(key=key, built_at=now(), graph=graph, rules=screened_of(judged))).rules
+
+
+def screened_of(judged: Sequence[JudgedRule]) -> tuple[ScreenedRule, ...]:
+    """Return the rules whose outputs are finite, the graph's own first; none if its own are not. Pure.
+
+    Args:
+        judged: the rules as they were judged, the graph's own first.
+    """
+    found = [item for item in judged if math.isfinite(item.distance) and math.isfinite(item.loss)]
+    if not found or found[0] is not judged[0]:
+        return ()
+    return tuple(
         ScreenedRule(rule=item.rule.text, kept=item.kept, loss=max(item.loss, 0.0), distance=item.distance)
-        for item in judged
+        for item in found
     )
-    record = RuleScreening(key=key, built_at=now(), graph=graph, rules=screened)
-    return project.write(path, record).rules
 
 
 def _digest(project: Project, step: Step) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import SCHEMA_VERSION, Graph, Setting
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
+from pipeline.stages.sensitivity.ranges import JudgedRule
+from pipeline.tune.records import Choice, Point, ScreenedRule, Trial, TrialVerdict
 from pipeline.tune.setups import Setups
-from pipeline.tune.trials import Trials, drop_of, refusal_of, screened_rules, screening_of
+from pipeline.tune.trials import RULES, Trials, drop_of, refusal_of, screened_of, screened_rules, screening_of
 from tests.support.records import with_digest
 from tests.support.searches import LEVEL, STREAMS
 
@@ -89,6 +91,16 @@ def test_judged_rules_are_kept(copied_search: Project, monkeypatch: pytest.Monke
     other = replace(copied_search, plan=replace(copied_search.plan, config=config))
     with pytest.raises(TypeError, match="not callable"):
         screened_rules(other, Graph.INT8_CPU)
+
+
+def test_outputs_that_are_not_finite_are_no_rule() -> None:
+    """Nothing is nearer or farther than they are; without the graph's own there is nothing to compare with."""
+    own, wild = (
+        JudgedRule(RULES[0], kept=False, loss=-0.01, distance=0.1),
+        JudgedRule(RULES[1], kept=False, loss=1.0, distance=math.nan),
+    )
+    assert screened_of([own, wild]) == (ScreenedRule(rule="max", kept=False, loss=0.0, distance=0.1),)
+    assert screened_of([wild, own]) == screened_of([]) == ()
 
 
 def test_a_lost_or_damaged_trial_is_made_again_from_what_is_built(copied_search: Project) -> None:

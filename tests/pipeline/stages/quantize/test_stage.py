@@ -25,7 +25,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
 from pipeline.stages.export.stage import make_onnx
-from pipeline.stages.quantize import stage
+from pipeline.stages.quantize import placing, stage
 from pipeline.stages.quantize.stage import make_quantized, measure_shifts
 from pipeline.stages.source.stage import make_source
 from tests.support import factories
@@ -353,7 +353,7 @@ def test_graph_that_cannot_be_calibrated(copied: Path, graph: Graph) -> None:
 
 def fails(*arguments: Any) -> object:
     """Place the pairs with a quantiser that complains, in the process that runs ONNX Runtime."""
-    with mock.patch.object(stage, "quantize_static", side_effect=ValueError("Invalid model\nsecond line")):
+    with mock.patch.object(placing, "quantize_static", side_effect=ValueError("Invalid model\nsecond line")):
         return stage.place(*arguments)
 
 
@@ -364,7 +364,7 @@ def dies(*arguments: Any) -> object:
         Path(file).write_bytes(b"half a graph")
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    with mock.patch.object(stage, "quantize_static", die):
+    with mock.patch.object(placing, "quantize_static", die):
         return stage.place(*arguments)
 
 
