@@ -110,8 +110,9 @@ def shown_sizes(sizes: Sizes) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes)
 
 
+FOLLOWING = frozenset({Task.SEGMENTATION})
+"""Tasks whose outputs may follow the size of the image."""
 _UNTRIED = {
-    Task.SEGMENTATION: "its maps have the size of the image, and are judged at one size",
     Task.DETECTION: "its boxes follow the size of the image, and are decoded at one size",
 }
 """Tasks whose outputs change their shape or their meaning with the size of the image."""

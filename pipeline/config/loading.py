@@ -16,6 +16,7 @@ from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
 from pipeline.config.files.models import MODELS, source_of, sources_of
 from pipeline.config.preprocessing import preprocessing_problems
+from pipeline.config.quantization import QuantizationConfig
 from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems
 from pipeline.config.tensorrt import portable_target
@@ -171,6 +172,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             labels = ", ".join(profile.label for profile in config.profiles)
             outside = f"batch {batch} lies in none of the profiles {labels}; remove it or add a profile that holds it"
             problems.append((("benchmark", "batches", index), outside))
+    if config.quantization != QuantizationConfig() and not {*config.precisions} & QUANTIZED_PRECISIONS:
+        problems.append((("quantization",), "`quantization` needs int8 or fp8 in `precisions`; add one or remove it"))
     left = config.leave_unquantized
     for precision, names in ((Precision.INT8, left.int8), (Precision.FP8, left.fp8)):
         if names and precision not in config.precisions:

@@ -55,6 +55,12 @@ class SizedSamples(Record):
     """Their pixels, resized from those of the validation set (Pillow, bilinear), npy."""
     reference: FileRecord
     """Logits of the FP32 reference for these pixels, npy."""
+    shapes: tuple[tuple[PositiveInt, ...], ...] = ()
+    """Shape of each output for an image of this size, where outputs follow it. The JSON leaves it out for others."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"shapes"})
 
     @property
     def sizes(self) -> tuple[tuple[str, int], ...]:

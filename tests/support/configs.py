@@ -16,8 +16,9 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 """The keys that must be there; what is appended begins in line 3."""
 
 KEYS = (
-    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, io, leave_unquantized, tensorrt, "
-    "torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm, models"
+    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, io, quantization, "
+    "leave_unquantized, tensorrt, torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm, "
+    "models"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 

@@ -187,6 +187,7 @@ def _results(config: Config) -> dict[str, object]:
         "data": config.data,
         "profiles": (config.axes, config.checked_sizes),  # graphs name the axes, and the data has images of each size
         "io": {item.io.answer for item in config.io if item.io.output is not OutputForm.LOGITS},  # rounding has them
+        "quantization": config.quantization,
         "leave_unquantized": config.leave_unquantized,
         "tensorrt": tensorrt.key_settings,
         "torch_tensorrt": config.torch_tensorrt.build_settings,

@@ -8,19 +8,22 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import ranges_without, shown_sizes
+from pipeline.config.axes import FOLLOWING, ranges_without
 from pipeline.config.loading import placed_error
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
+from pipeline.stages.common.sizes.following import at_each_size, require_following
 from pipeline.stages.data.storing import save
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    from torch import nn
 
     from model_artifacts.records import AxisRange, Preprocessing
     from pipeline.planning.project import Project
+    from pipeline.stages.common.sizes.following import Shape
 
     Logits = npt.NDArray[np.float32]
     Reference = Callable[[npt.NDArray[Any], Preprocessing], Logits]
@@ -29,19 +32,20 @@ SAMPLES = 16
 """The images at each size: a choice. There are up to eight sizes, and a fault at a size shows in every image of it."""
 
 
-def store_sizes(project: Project, reference: Logits, run: Reference) -> tuple[SizedSamples, ...]:
+def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[SizedSamples, ...]:
     """Write the first validation images at each size with the reference's logits; nothing without dynamic axes.
 
     The network's own size is left out: all images are validated at it.
 
     Args:
         project: the validation images must be written.
-        reference: the logits of these images, at their own size.
+        model: the FP32 network.
         run: (pixels, preprocessing) → the logits of the FP32 network.
 
     Raises:
         ConfigError: the images' own size lies outside of a range.
-        DataError: the network takes no images of such a size, or gives outputs of another shape for them.
+        DataError: the network takes no images of such a size, or gives outputs for them that its task has no meaning
+            for.
     """
     for kind in ("validation", "reference"):
         for former in project.paths.data.parent.glob(f"{kind}-*.npy"):
@@ -51,31 +55,28 @@ def store_sizes(project: Project, reference: Logits, run: Reference) -> tuple[Si
     spec = project.source().pictures
     _require_own_size(project, {"height": spec.height, "width": spec.width})
     pixels = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
+    task = project.source().task
+    others = [sizes for sizes in project.config.checked_sizes if at_sizes(spec, sizes).input_shape != spec.input_shape]
+    tried = at_each_size(model, spec, others, DataError)
+    require_following(tried, task, DataError)
     found = []
-    for sizes in project.config.checked_sizes:
+    for sizes, item in zip(others, tried[1:], strict=True):
         sized = at_sizes(spec, sizes)
-        if sized.input_shape != spec.input_shape:
-            found.append(_store(project, sizes, resized(pixels, sized), sized, run, reference.shape[1:]))
+        shapes = item.shapes if task in FOLLOWING else ()
+        found.append(_store(project, sizes, resized(pixels, sized), sized, run, shapes))
     return tuple(found)
 
 
-def _store(  # noqa: PLR0913 - the images, their size, and what the network must give
+def _store(  # noqa: PLR0913 - the images, their size, and what the network gives for them
     project: Project,
     sizes: tuple[tuple[str, int], ...],
     pixels: npt.NDArray[np.uint8],
     spec: Preprocessing,
     run: Reference,
-    shape: tuple[int, ...],
+    shapes: tuple[Shape, ...],
 ) -> SizedSamples:
     with taking(sizes, DataError):
         logits = run(pixels, spec)
-    if logits.shape[1:] != shape:
-        raise DataError(
-            f"the network gives other outputs for images of {shown_sizes(sizes)}",
-            expected=f"{shape[0]:,} values, as for images of its own size",
-            got=f"{logits.shape[1]:,}",
-            fix="write the batch alone in `profiles`: outputs that follow the image are judged at one size",
-        )
     files = project.paths.sized_validation(sizes), project.paths.sized_reference(sizes)
     save(files[0], pixels)
     save(files[1], logits)
@@ -85,6 +86,7 @@ def _store(  # noqa: PLR0913 - the images, their size, and what the network must
         samples=len(pixels),
         pixels=pixel_file,
         reference=reference_file,
+        shapes=shapes,
     )
 
 

@@ -25,7 +25,9 @@ from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of, taking
+from pipeline.stages.common.sizes.following import at_each_size, named_axes, require_following
 from pipeline.stages.export.agreement import expected_of, require_agreement
+from pipeline.stages.export.axes import name_outputs
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
 
@@ -72,7 +74,10 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     source = project.source()
     outputs = tuple(spec.name for spec in source.outputs)
     expected = _expected(project, model, outputs) if graph is Graph.FP32 else ()
+    axes = _axes_of_outputs(project, model, outputs)
     exported, casts, batch_norms = (_of_file if source.onnx else _of_network)(project, model, graph)
+    if axes:
+        name_outputs(exported.graph, axes)
     del model
     gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
@@ -112,6 +117,20 @@ def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> t
             wanted = expected_of(model, at_sizes(project.source().pictures, sizes), outputs)
         found.append(wanted._replace(where=f", {shown_sizes(sizes)}"))
     return tuple(found)
+
+
+def _axes_of_outputs(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[tuple[int | str, ...], ...]:
+    """Return the axes of each output as images of all checked sizes show them; none without dynamic axes.
+
+    Raises:
+        ExportError: the network takes no images of a size, or its outputs follow the image as its task does not allow.
+    """
+    if not project.config.axes:
+        return ()
+    source = project.source()
+    found = at_each_size(model, source.pictures, project.config.checked_sizes, ExportError)
+    require_following(found, source.task, ExportError)
+    return named_axes(found, outputs)
 
 
 class _Made(NamedTuple):

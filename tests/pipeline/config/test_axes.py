@@ -97,14 +97,14 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("model: {task: segmentation, factory: 'a:b'}", "`task: segmentation` takes one size of images"),
+        ("model: {task: detection, factory: 'a:b', decoding: {}}", "`task: detection` takes one size of images"),
         ("model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz}", "the axes of `data.tensors` are fixed"),
         (
             "model: {onnx: a.onnx}\npreprocessing: {resize: 8, crop: 8, interpolation: bilinear, mean: [0], std: [1]}",
             "a model that is an ONNX file has fixed axes",
         ),
     ],
-    ids=["maps", "tensors", "an ONNX file"],
+    ids=["boxes", "tensors", "an ONNX file"],
 )
 def test_a_model_that_nothing_proves_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
     """Dynamic axes are for networks of torch whose outputs have one shape."""

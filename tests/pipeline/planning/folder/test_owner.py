@@ -33,6 +33,7 @@ def _project(file: Path, text: str) -> Project:
         (MODEL + "data: {validation: 400}\n", "`data`"),
         (MODEL + "gates: {margin: 0.02}\n", "`gates`"),
         (MODEL + "tensorrt: {refit: true}\n", "`tensorrt`"),
+        (MODEL + "quantization: {calibration: mse}\n", "`quantization`"),
         (MODEL + "leave_unquantized: {int8: [a]}\ndata: {calibration: 8}\n", "`data`, `leave_unquantized`"),
     ],
 )
