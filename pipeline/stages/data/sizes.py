@@ -1,17 +1,21 @@
-"""Validation images at the sizes that dynamic axes are checked at, with the FP32 reference's logits of them."""
+"""Validation samples at the sizes that dynamic axes are checked at, with the FP32 reference's logits of them.
+
+Images are resized. Of arrays, whose entries no filter mixes, the beginnings are taken.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import shown_sizes
-from pipeline.config.loading import placed_error
+from pipeline.config.axes import own_sizes, shown_sizes
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
+from pipeline.stages.common.tensors.axes import beginnings, dynamic_inputs, require_axes, what_of
 from pipeline.stages.data.storing import save
 
 if TYPE_CHECKING:
@@ -19,71 +23,87 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import AxisRange, Preprocessing
+    from model_artifacts.records import Preprocessing
+    from pipeline.config.axes import Sizes
     from pipeline.planning.project import Project
 
     Logits = npt.NDArray[np.float32]
-    Reference = Callable[[npt.NDArray[Any], Preprocessing], Logits]
+    Reference = Callable[[npt.NDArray[Any], Preprocessing | None], Logits]
 
 SAMPLES = 16
-"""The images at each size: a choice. There are up to eight sizes, and a fault at a size shows in every image of it."""
+"""The samples at each size: a choice. There are up to eight sizes, and a fault at a size shows in every one of it."""
 
 
 def store_sizes(project: Project, reference: Logits, run: Reference) -> tuple[SizedSamples, ...]:
-    """Write the first validation images at each size with the reference's logits; nothing without dynamic axes.
+    """Write the first validation samples at each size with the reference's logits; nothing without dynamic axes.
 
-    The network's own size is left out: all images are validated at it.
+    The samples' own size is left out: all of them are validated at it.
 
     Args:
-        project: the validation images must be written.
-        reference: the logits of these images, at their own size.
-        run: (pixels, preprocessing) → the logits of the FP32 network.
+        project: the validation samples must be written.
+        reference: the logits of these samples, at their own size.
+        run: (pixels, preprocessing), or (arrays, None) → the logits of the FP32 network.
 
     Raises:
-        ConfigError: the images' own size lies outside of a range.
-        DataError: the network takes no images of such a size, or gives outputs of another shape for them.
+        ConfigError: the inputs have no such axes, or a range does not fit the samples' own size.
+        DataError: the network takes no samples of such a size, or gives outputs of another shape for them.
     """
     for kind in ("validation", "reference"):
         for former in project.paths.data.parent.glob(f"{kind}-*.npy"):
             former.unlink()
     if not project.config.axes:
         return ()
-    spec = project.source().pictures
-    _require_own_size(project, {"height": spec.height, "width": spec.width})
-    pixels = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
-    found = []
-    for sizes in project.config.checked_sizes:
-        sized = at_sizes(spec, sizes)
-        if sized.input_shape != spec.input_shape:
-            found.append(_store(project, sizes, resized(pixels, sized), sized, run, reference.shape[1:]))
-    return tuple(found)
+    specs = project.source().inputs
+    require_axes(project, specs)
+    own = own_sizes(specs, dynamic_inputs(project))
+    rows = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
+    return tuple(
+        _store(project, _at(project, rows, sizes), run, reference.shape[1:])
+        for sizes in project.config.checked_sizes
+        if {**own, **dict(sizes)} != own
+    )
 
 
-def _store(  # noqa: PLR0913 - the images, their size, and what the network must give
-    project: Project,
-    sizes: tuple[tuple[str, int], ...],
-    pixels: npt.NDArray[np.uint8],
-    spec: Preprocessing,
-    run: Reference,
-    shape: tuple[int, ...],
-) -> SizedSamples:
-    with taking(sizes, DataError):
-        logits = run(pixels, spec)
+@dataclass(frozen=True)
+class _Sized:
+    """Samples of other sizes than their own."""
+
+    sizes: Sizes
+    rows: npt.NDArray[Any]
+    """Pixels, or an array with a field for each input."""
+    spec: Preprocessing | None
+    """The preprocessing of images of this size; None for arrays."""
+
+
+def _at(project: Project, rows: npt.NDArray[Any], sizes: Sizes) -> _Sized:
+    """Return validation samples in other sizes."""
+    own = project.source().preprocessing
+    if own is None:
+        return _Sized(sizes, beginnings(rows, dynamic_inputs(project), sizes), None)
+    spec = at_sizes(own, sizes)
+    return _Sized(sizes, resized(rows, spec), spec)
+
+
+def _store(project: Project, sized: _Sized, run: Reference, shape: tuple[int, ...]) -> SizedSamples:
+    """Write samples with the reference's logits, which must have the shape of those at the samples' own size."""
+    sizes, what = sized.sizes, what_of(project)
+    with taking(what, sizes, DataError):
+        logits = run(sized.rows, sized.spec)
     if logits.shape[1:] != shape:
         raise DataError(
-            f"the network gives other outputs for images of {shown_sizes(sizes)}",
-            expected=f"{shape[0]:,} values, as for images of its own size",
+            f"the network gives other outputs for {what} of {shown_sizes(sizes)}",
+            expected=f"{shape[0]:,} values, as for {what} of their own size",
             got=f"{logits.shape[1]:,}",
-            fix="write the batch alone in `profiles`: outputs that follow the image are judged at one size",
+            fix="write the batch alone in `profiles`: outputs that follow the input are judged at one size",
         )
     files = project.paths.sized_validation(sizes), project.paths.sized_reference(sizes)
-    save(files[0], pixels)
+    save(files[0], sized.rows)
     save(files[1], logits)
-    pixel_file, reference_file = (describe_file(file, project.paths.root) for file in files)
+    stored, reference_file = (describe_file(file, project.paths.root) for file in files)
     return SizedSamples(
         axes=tuple(AxisSize(name=name, size=size) for name, size in sizes),
-        samples=len(pixels),
-        pixels=pixel_file,
+        samples=len(sized.rows),
+        pixels=stored,
         reference=reference_file,
     )
 
@@ -103,27 +123,3 @@ def resized(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[n
             plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
             resized_image[..., channel] = np.asarray(plane.resize((spec.width, spec.height), Image.Resampling.BILINEAR))
     return found
-
-
-def _require_own_size(project: Project, own: dict[str, int]) -> None:
-    """Refuse ranges without the images' own size, at which all validation images are judged.
-
-    Raises:
-        ConfigError: a range does not hold it; all of them are listed.
-    """
-    problems = [
-        (
-            ("profiles", index),
-            _not_held(axis, own[axis.name], index),
-        )
-        for index, profile in enumerate(project.config.profiles)
-        for axis in profile.axes
-        if not axis.takes(own[axis.name])
-    ]
-    if problems:
-        raise placed_error(project.config_file, project.plan.model, problems)
-
-
-def _not_held(axis: AxisRange, own: int, index: int) -> str:
-    fact = f"`profiles[{index}]`: {axis.name} {axis.min} to {axis.max} does not hold the images' own {axis.name}, {own}"
-    return f"{fact}, at which every artifact is validated; widen it, or change `preprocessing`"

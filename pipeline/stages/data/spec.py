@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key
+from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key, name_fields
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import DataRecord
 
@@ -54,7 +54,7 @@ def _size_fields(project: Project) -> dict[str, object]:
     if not config.axes:
         return {}
     ranges = [[axis.model_dump(mode="json") for axis in profile.axes] for profile in config.profiles]
-    return {"axes": [SIZES_VERSION, ranges, config.checked_sizes]}
+    return {"axes": [SIZES_VERSION, ranges, config.checked_sizes], **name_fields(project)}
 
 
 def _label_fields(project: Project) -> dict[str, object]:
