@@ -37,11 +37,18 @@ from pipeline.adapters.onnx_graph import to_opset
 from pipeline.config.settings import Gates
 from pipeline.stages.common.rows import Span
 from pipeline.stages.export.graph import to_onnx
-from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
+from pipeline.stages.quantize.bias_correction import (
+    Centre,
+    centre_outputs,
+    correct_biases,
+    input_means,
+    output_shifts,
+)
 from pipeline.stages.quantize.calibrated import Calibrated
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, QUANTIZED_TYPES, quantized_nodes, requantize
-from pipeline.stages.quantize.stage import OPSET, _placed, place_pairs
-from pipeline.stages.sensitivity.judging import Meaning, judge, keeps
+from pipeline.stages.quantize.stage import OPSET, _placed
+from pipeline.stages.sensitivity.judging import Judged, Meaning, judge, keeps
 from pipeline.stages.sensitivity.stage import Ranked, propose
 from pipeline.stages.validate.loss import judge_drop
 from pipeline.stages.validate.metrics import compare_answers
@@ -183,15 +190,19 @@ def proposal(item: Item) -> tuple[str, ...]:
     spans = (Span("output", item.shape, slice(None)),)
     detector = DETECTOR if item.task is Task.DETECTION else None
     meaning = Meaning(item.task, spans, detector=detector)
-    reference = run_graph(whole, judging)
+    reference, centre = run_graph(whole, judging), Centre.of(whole, Prepared(item.calibration[::2]))
+
+    def judged_of(model: onnx.ModelProto) -> Judged:
+        return judge(run_graph(centre.centred(model), judging), reference, meaning)
+
     nodes = {node.name: node for node in quantized_nodes(made.model)}
-    found = {name: judge(run_graph(made.quantizing(name), judging), reference, meaning).distance for name in nodes}
+    found = {name: judged_of(made.quantizing(name)).distance for name in nodes}
     layers = frozenset(name for name, node in nodes.items() if node.op_type in QUANTIZED_OPERATORS)
     gates = Gates()
     left, _ = propose(
         Ranked(tuple(sorted(found, key=lambda name: -found[name])), layers),
-        judge(run_graph(made.leaving(()), judging), reference, meaning),
-        lambda names: judge(run_graph(made.leaving(names), judging), reference, meaning),
+        judged_of(made.leaving(())),
+        lambda names: judged_of(made.leaving(names)),
         lambda judged: keeps(judged, gates.of(Precision.INT8), gates.margin, item.task),
     )
     return left

@@ -21,6 +21,7 @@ from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.adapters.onnx_graph import to_opset
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibration import Images
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_TYPES,
     carry_skips_in_int8,
@@ -28,7 +29,7 @@ from pipeline.stages.quantize.rewriting import (
     put_pairs_on_weights,
     requantize,
 )
-from pipeline.stages.quantize.stage import OPSET, place_pairs
+from pipeline.stages.quantize.stage import OPSET
 from pipeline.stages.rounding.spread import spread_of
 
 if TYPE_CHECKING:

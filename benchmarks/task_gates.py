@@ -65,10 +65,16 @@ class Item(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The questions that a gate answers with no."""
+    """The questions that a gate answers with no, and the share of answers that are lost."""
 
     unfaithful: bool
     too_lossy: bool
+    lost: float = 0.0
+
+    @property
+    def caught(self) -> bool:
+        """True if the gate rejects the build, for either reason."""
+        return self.unfaithful or self.too_lossy
 
 
 def judged(item: Item, logits: Logits, precision: Precision, rows: Rows | None = None, *, labels: bool) -> Answer:
@@ -80,11 +86,12 @@ def judged(item: Item, logits: Logits, precision: Precision, rows: Rows | None =
     got, want = logits[chosen], item.subject.reference[chosen]
     truth = item.data.truth[:SAMPLES].numpy()[chosen] if labels else None
     accuracy = measure(got, want, None, task=item.data.task)
-    checks = judge_logits(got, want, truth, accuracy, yardstick).checks
+    checks, loss, _ = judge_logits(got, want, truth, accuracy, yardstick)
     if item.data.task is Task.DETECTION:
-        checks += DETECTOR.judge(got, want, truth, yardstick.gates, is_part=False).checks
+        _, boxes, loss = DETECTOR.judge(got, want, truth, yardstick.gates, is_part=False)
+        checks += boxes
     failed = {check.question for check in checks if not check.passed}
-    return Answer(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed)
+    return Answer(Question.FAITHFUL in failed, Question.GOOD_ENOUGH in failed, loss.drop if loss else 0.0)
 
 
 def _with_task(yardstick: Yardstick, data: Labelled) -> Yardstick:
@@ -206,19 +213,16 @@ OF_OUTPUTS: tuple[tuple[str, tuple[float, ...], Callable[[Logits, float, Labelle
 
 
 def show_faults(items: list[Item]) -> None:
-    """Print the size from which each fault is caught by both questions, and by "good enough" alone."""
-    print("\n| fault | sizes tried | caught from | by its answers alone, with labels | without labels |")
-    print("|---|---|---|---|---|")
+    """Print the size from which each fault is caught by both questions, and by "good enough" alone.
+
+    The last column is the largest loss of answers, against the FP32 network's own, that is called deployable.
+    """
+    print("\n| fault | sizes tried | caught from | by its answers alone, with labels | without labels | missed, lost |")
+    print("|---|---|---|---|---|---|")
+    plain = {item.name: run(item.subject.model, item.subject.images, Precision.FP16) for item in items}
     for what, sizes, change, tasks in OF_OUTPUTS:
         rows = [
-            [
-                _three(
-                    item,
-                    change(run(item.subject.model, item.subject.images, Precision.FP16), size, item.data),
-                    Precision.FP16,
-                )
-                for size in sizes
-            ]
+            [_both(item, change(plain[item.name], size, item.data), Precision.FP16) for size in sizes]
             for item in items
             if item.data.task in tasks
         ]
@@ -232,21 +236,28 @@ def show_faults(items: list[Item]) -> None:
             for size in fault.sizes:
                 with torch.no_grad():
                     model, images = fault.change(copy.deepcopy(item.subject.model), item.subject.images, size)
-                row.append(_three(item, run(model, images, fault.precision), fault.precision))
+                row.append(_both(item, run(model, images, fault.precision), fault.precision))
             rows.append(row)
         _show(fault.what, fault.sizes, rows)
 
 
-def _three(item: Item, logits: Logits, precision: Precision) -> tuple[bool, bool, bool]:
-    """Return whether outputs are rejected at all, and by their answers, with labels and without."""
-    first, second = (judged(item, logits, precision, labels=labels) for labels in (True, False))
-    return first.unfaithful or first.too_lossy, first.too_lossy, second.too_lossy
+def _both(item: Item, logits: Logits, precision: Precision) -> tuple[Answer, Answer]:
+    """Return the answers to all outputs, with labels and without."""
+    return judged(item, logits, precision, labels=True), judged(item, logits, precision, labels=False)
 
 
-def _show(what: str, sizes: tuple[float, ...], rows: list[list[tuple[bool, bool, bool]]]) -> None:
-    if rows:
-        cells = [smallest(sizes, [[found[at] for found in row] for row in rows]) for at in range(3)]
-        print(f"| {what} | {', '.join(f'{size:g}' for size in sizes)} | {' | '.join(cells)} |", flush=True)
+def _show(what: str, sizes: tuple[float, ...], rows: list[list[tuple[Answer, Answer]]]) -> None:
+    if not rows:
+        return
+    ways: tuple[Callable[[tuple[Answer, Answer]], bool], ...] = (
+        lambda pair: pair[0].caught,
+        lambda pair: pair[0].too_lossy,
+        lambda pair: pair[1].too_lossy,
+    )
+    cells = [smallest(sizes, [[way(pair) for pair in row] for row in rows]) for way in ways]
+    missed = [pair[1].lost for row in rows for pair in row if not pair[0].caught]
+    cells.append(f"{max(missed):.2%}" if missed else "")
+    print(f"| {what} | {', '.join(f'{size:g}' for size in sizes)} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> int:

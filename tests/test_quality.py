@@ -31,6 +31,7 @@ INTEGRATION = {
     "pipeline/test_detection.py",
     "pipeline/test_embedding.py",
     "pipeline/test_faults.py",
+    "pipeline/test_folder_of_configurations.py",
     "pipeline/test_half_onnx_model.py",
     "pipeline/test_heads.py",
     "pipeline/test_inputs.py",
@@ -44,6 +45,7 @@ INTEGRATION = {
     "pipeline/test_regression.py",
     "pipeline/test_segmentation.py",
     "pipeline/test_several_models.py",
+    "pipeline/test_sized_maps.py",
     "pipeline/test_sizes.py",
     "pipeline/test_tensors.py",
 }

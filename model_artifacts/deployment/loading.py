@@ -46,8 +46,9 @@ from model_artifacts.records import (
 )
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
-from model_artifacts.serving.runners import open_runners
+from model_artifacts.serving.runners import open_serving
 from model_artifacts.serving.settings import PLAIN, PicturesOn, Serving
+from model_artifacts.serving.streams import Streams, ahead, in_turn
 from model_artifacts.sessions.opening import ArtifactFile, ModuleFacts
 from model_artifacts.tensorrt.kernels import kept_kernels, user_folder
 
@@ -179,6 +180,15 @@ class Loading(AbstractContextManager[Model]):
         del images, top
         raise _unopened()
 
+    def stream(self, batches: object, *, buffers: object = None) -> NoReturn:
+        """Refuse batches: nothing is open.
+
+        Raises:
+            UsageError: always, with the line to write.
+        """
+        del batches, buffers
+        raise _unopened()
+
     def outputs(self, images: object) -> NoReturn:
         """Refuse images: nothing is open.
 
@@ -253,8 +263,10 @@ def _opened(root: Path, requirements: Requirements, serving: Serving, name: str 
     file = _file_of(root, resolution, manifest.model)
     kept = _kept(resolution.entry, resolution.place.gpu, serving.kernel_cache)
     read = _reader(resolution, manifest.model) if serving.pictures == PicturesOn.GPU else None
-    with open_runners(file, serving.contexts, kept) as runs:
-        model = Model(resolution, manifest.model, _served(runs, serving, resolution.entry), read)
+    with open_serving(file, serving.contexts, kept) as opened:
+        calls = _served(opened.runs, serving, resolution.entry)
+        alone = ahead(calls) if resolution.entry.backend.is_onnxruntime else in_turn(calls)
+        model = Model(resolution, manifest.model, calls, read, Streams(calls, opened.overlap or alone))
         try:
             yield model
         finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,17 @@ from model_artifacts.deployment.inputs import check_finite, checked_batch, detac
 from model_artifacts.deployment.pictures.readers import OnProcessor
 from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
-from model_artifacts.errors import RunError, listed
+from model_artifacts.errors import RunError, UsageError, listed
 from model_artifacts.records import Backend
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
+from model_artifacts.serving.streams import BUFFERS, Streams, in_turn
 from model_artifacts.sessions.onnx import joined, named
+from model_artifacts.sessions.overlap.turns import require_buffers
 from model_artifacts.sessions.preprocessing import feed_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -48,12 +51,14 @@ class Model:
         facts: ManifestModel,
         run: Runner | Pool | Batcher,
         read: Reader | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self.resolution = resolution
         """The artifact taken, and the reasons against the others."""
         self._facts = facts
         self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
         self._read = read
+        self._streams = streams or Streams(self._calls, in_turn(self._calls))
 
     @property
     def entry(self) -> ManifestEntry:
@@ -108,6 +113,51 @@ class Model:
         """
         self._calls.check_open()
         return self._named(self._calls(self._checked(batch, inputs)))
+
+    def stream(
+        self, batches: Iterable[Batch | Mapping[str, Batch]], *, buffers: int = BUFFERS
+    ) -> Generator[Outputs, None, None]:
+        """Yield the outputs of batches in their order, with several batches under way at once.
+
+        An engine copies a batch to the GPU and the outputs of another one back while it computes a third, in a context
+        and buffers of its own, which take GPU memory beside those of `contexts`. Batches of one shape overlap; another
+        shape waits for those before it. A batch in the GPU's memory runs by itself, since nothing is to be copied. An
+        ONNX file runs on a thread of its own while `batches` makes the next batch. Torch's modules run one batch after
+        the other.
+
+        `batches` is asked for on the thread that asks for the results. The result of a batch comes once `buffers`
+        batches were taken, or `batches` has ended. An error of a batch, or of `batches`, comes in its place in the
+        order. A loop that is left discards the batches under way, and so does the end of the `with` block.
+
+        Args:
+            batches: an iterable of batches as the model itself takes them. Their sizes may differ. The memory of a
+                batch may change as soon as the next one is asked for.
+            buffers: the most batches under way at once: 2 to 4.
+
+        Returns:
+            a generator of what the model returns for each batch: new arrays, which no later batch overwrites. One
+            thread at a time uses it; `close()` ends it.
+
+        Raises:
+            UsageError: `buffers` is another number, or `batches` is a single batch or no iterable.
+            RunError: as for a batch of its own; or the GPU has no room for the buffers.
+            BusyError: the same, without buffers of its own: no context was free in time.
+        """
+        self._calls.check_open()
+        require_buffers(buffers)
+        if not isinstance(batches, Iterable) or isinstance(batches, (Mapping, str, bytes)) or hasattr(batches, "dtype"):
+            raise UsageError(
+                "`stream` takes batches in a row",
+                expected="an iterable of batches, such as a list or a generator",
+                got=f"one {type(batches).__name__}",
+                fix="write `stream([batch])`, or call the model itself for one batch",
+            )
+        return self._stream(iter(batches), buffers)
+
+    def _stream(self, batches: Iterator[Any], buffers: int) -> Generator[Outputs, None, None]:
+        with closing(self._streams.results(batches, lambda batch: self._checked(batch, {}), buffers)) as found:
+            for outputs in found:
+                yield self._named(outputs)
 
     def _named(self, found: Outputs) -> Outputs:
         """Return the outputs in the manifest's order.
@@ -184,9 +234,9 @@ class Model:
         self._calls.check_open()
         preprocessing = self._spec_of("outputs")
         specs = self.entry.outputs
-        empty = [np.empty((0, *(int(size) for size in spec.shape[1:])), dtype=_dtype_of(spec)) for spec in specs]
         names = [spec.name for spec in specs]
-        found = joined([named(names, empty), *(outputs for outputs, _ in self._of_each_batch(images, preprocessing))])
+        parts = [outputs for outputs, _ in self._of_each_batch(images, preprocessing)]
+        found = joined(parts or [named(names, [_empty(spec) for spec in specs])])
         for name, values in found.items() if isinstance(found, dict) else [("", found)]:
             broken = np.unique(np.nonzero(~np.isfinite(values))[0])
             if len(broken):
@@ -230,6 +280,7 @@ class Model:
         Any thread may close a model, also more than once.
         """
         self._calls.close()
+        self._streams.close()
 
     def _checked(self, batch: Any, inputs: Mapping[str, Batch]) -> Any:  # noqa: ANN401 - whatever a caller hands over
         """Return a batch that every backend takes alike, as a contiguous array; of several inputs, one for each name.
@@ -257,6 +308,12 @@ class Model:
 
         gpu, index = self.resolution.place.gpu, getattr(getattr(batch, "device", None), "index", None)
         return gpu_arrays.on_gpu(batch) and (gpu is None or index is None or index == gpu.index)
+
+
+def _empty(spec: TensorSpec) -> npt.NDArray[np.generic]:
+    """Return the output of no image. An axis that follows the size of the images has no entry then."""
+    sizes = (size if isinstance(size, int) else 0 for size in spec.shape[1:])
+    return np.empty((0, *sizes), dtype=_dtype_of(spec))
 
 
 def _dtype_of(spec: TensorSpec) -> type[np.generic]:

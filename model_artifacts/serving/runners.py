@@ -1,4 +1,7 @@
-"""An artifact's file → runners that several threads call at once, with the kernels that this machine has compiled."""
+"""An artifact's file → runners that several threads call at once, with the kernels that this machine has compiled.
+
+An engine also has streams of batches, whose copies and computation overlap.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,48 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from model_artifacts.errors import KernelsError
 from model_artifacts.records import Backend
+from model_artifacts.sessions.feeds.batches import each
 from model_artifacts.sessions.opening import gpu_of, open_artifact, open_engine_file, run_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from model_artifacts.records import Gpu
+    from model_artifacts.serving.streams import Opening
     from model_artifacts.sessions.engine import Engine, Session
+    from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import ArtifactFile, Runner
+    from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.kernels import KeptKernels
 
 log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """An open artifact, as threads call it."""
+
+    runs: tuple[Runner, ...]
+    """Functions as `open_artifact` yields one, for one thread at a time each."""
+    overlap: Opening | None = None
+    """Opens a stream of batches that overlap, beside the runners; None for an artifact without."""
 
 
 @contextmanager
 def open_runners(
     file: ArtifactFile, contexts: int = 1, kept: KeptKernels | None = None
 ) -> Iterator[tuple[Runner, ...]]:
+    """Open an artifact as `open_serving` does, and yield its runners."""
+    with open_serving(file, contexts, kept) as opened:
+        yield opened.runs
+
+
+@contextmanager
+def open_serving(file: ArtifactFile, contexts: int = 1, kept: KeptKernels | None = None) -> Iterator[Opened]:
     """Open an artifact as `open_artifact` does, for several threads at once.
 
     Execution contexts share one engine, and calls share one session of ONNX Runtime, which is thread-safe. Torch's
@@ -36,7 +63,7 @@ def open_runners(
         kept: the place of the kernels that an engine compiles on this machine; None keeps none.
 
     Yields:
-        functions as `open_artifact` yields one, at most `contexts`, for one thread at a time each.
+        at most `contexts` runners. An engine's streams have contexts of their own beside them.
 
     Raises:
         UnsupportedError: this host lacks the runtime.
@@ -44,15 +71,15 @@ def open_runners(
     """
     backend = file.variant.backend
     if backend is Backend.TENSORRT:
-        with _engine_runners(file, contexts, kept) as runs:
-            yield runs
+        with _open_engine(file, contexts, kept) as opened:
+            yield opened
     else:
         with open_artifact(file) as run:
-            yield (run,) * (contexts if backend.is_onnxruntime else 1)
+            yield Opened((run,) * (contexts if backend.is_onnxruntime else 1))
 
 
 @contextmanager
-def _engine_runners(file: ArtifactFile, contexts: int, kept: KeptKernels | None) -> Iterator[tuple[Runner, ...]]:
+def _open_engine(file: ArtifactFile, contexts: int, kept: KeptKernels | None) -> Iterator[Opened]:
     """Open an engine with several contexts. Each call has the engine's GPU; the caller's thread keeps its own."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
 
@@ -61,16 +88,69 @@ def _engine_runners(file: ArtifactFile, contexts: int, kept: KeptKernels | None)
         engine = opening.enter_context(open_engine_file(file))
         first = opening.enter_context(_first_session(engine, file, kept))
         sessions = [first.session]
-        for _ in range(contexts - 1):  # they load the kernels that the first one has compiled
-            opened = engine.session(cache=first.session.runtime_cache(), specialization=file.specialization)
+        compiled = first.session.runtime_cache()  # later contexts load the kernels that the first one has compiled
+        for _ in range(contexts - 1):
+            opened = engine.session(cache=compiled, specialization=file.specialization)
             sessions.append(opening.enter_context(opened))
         _keep(kept, sessions, first.kernels)
         still_open = opening.pop_all()
+
+    @contextmanager
+    def overlap(buffers: int) -> Iterator[_OnGpu]:
+        with cuda.using(gpu), ExitStack() as stack:
+            lanes = stack.enter_context(engine.overlap(buffers, cache=compiled, specialization=file.specialization))
+            still_there = stack.pop_all()
+        try:
+            yield _OnGpu(gpu, lanes)
+        finally:
+            with cuda.using(gpu), still_there:
+                pass
+
     try:
-        yield tuple(partial(run_session, gpu, session) for session in sessions)
+        yield Opened(tuple(partial(run_session, gpu, session) for session in sessions), overlap)
     finally:
         with cuda.using(gpu), still_open:
             _keep(kept, sessions, first.kernels)
+
+
+class _OnGpu:
+    """Batches under way on an engine's GPU. Each step has that GPU; the thread keeps its own between the steps."""
+
+    def __init__(self, gpu: Gpu, overlap: Overlap) -> None:
+        from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+        self._overlap, self._there = overlap, partial(cuda.using, gpu)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._overlap)
+
+    @property
+    def full(self) -> bool:
+        """True if every buffer has a batch."""
+        return self._overlap.full
+
+    def fits(self, batch: Batch) -> bool:
+        """Return True if the buffers have the batch's shape, or no batch is under way."""
+        return self._overlap.fits(batch)
+
+    def put(self, batch: Batch) -> None:
+        """Copy a batch to the next buffer, and start it.
+
+        Raises:
+            RunError: the engine does not take it, the GPU has no room, or running failed.
+        """
+        with self._there():
+            self._overlap.put(batch)
+
+    def result(self) -> Outputs:
+        """Wait for the oldest batch, and return its outputs as new arrays.
+
+        Raises:
+            RunError: the engine failed.
+        """
+        with self._there():
+            return each(self._overlap.result(), np.array)
 
 
 class _First(NamedTuple):

@@ -17,6 +17,7 @@ from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import each, feed_of
 from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, require_usable, shape_of, shapes_of
+from model_artifacts.sessions.feeds.room import largest_bytes
 from model_artifacts.sessions.feeds.staging import Copiers
 from model_artifacts.sessions.onnx import ends_of, named
 from model_artifacts.sessions.overlap.lanes import open_overlap
@@ -100,7 +101,8 @@ class Engine:
         specialization: KernelSpecialization = KernelSpecialization.EAGER,
     ) -> AbstractContextManager[Overlap]:
         """Open a context for batches in a row, as `open_overlap` does; `cache` and `specialization` as in `session`."""
-        return open_overlap(self._loaded, self._gpu, buffers, cache, specialization)
+        loaded, copiers = self._loaded, self._copiers
+        return open_overlap(loaded, self._gpu, lambda on: loaded.context(on, cache, specialization), copiers, buffers)
 
 
 @contextmanager
@@ -157,18 +159,15 @@ class Session:
         self._ended = False
 
     def allocate(self) -> None:
-        """Allocate memory for the largest batch.
+        """Allocate memory for the largest batch of the largest samples.
 
         Raises:
-            RunError: the GPU has no room.
+            RunError: the GPU has no room, or the size of an output is not known.
         """
-        largest = self._loaded.batches.max
-        for spec in (*self._inputs, *self._outputs):
-            batch = largest if spec.shape[0] == "batch" else int(spec.shape[0])
-            size = cuda.bytes_of(shape_of(spec, batch, "max"), np.dtype(spec.dtype))
-            self._device[spec.name] = cuda.Memory(size)
-            self._pinned[spec.name] = cuda.PinnedMemory(size)
-            self._context.set_address(spec.name, self._device[spec.name].pointer)
+        for name, size in largest_bytes(self._loaded, self._context).items():
+            self._device[name] = cuda.Memory(size)
+            self._pinned[name] = cuda.PinnedMemory(size)
+            self._context.set_address(name, self._device[name].pointer)
         self._bound = self._own_pointers()
 
     def close(self) -> None:

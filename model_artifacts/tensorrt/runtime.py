@@ -188,6 +188,19 @@ class ExecutionContext:
         """Return a tensor's shape, which follows from the shapes of the inputs."""
         return tuple(self._context.get_tensor_shape(name))
 
+    def most_bytes(self, name: str) -> int:
+        """Return the most bytes that an output takes, for any shape of the inputs in the optimization profiles.
+
+        The inputs' shapes must be set.
+
+        Raises:
+            RunError: the library does not know it.
+        """
+        most = max(int(context.get_max_output_size(name)) for context in self._contexts.values())
+        if most <= 0:
+            raise refused(f"the largest size of the output {name!r} is not known", self._log)
+        return most
+
     def enqueue(self, stream: int) -> None:
         """Put the batch on a stream.
 

@@ -37,7 +37,9 @@ def drop_of(text: str) -> float:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
-CONFIG = Option(("--config",), "default: pipeline.yaml", type=Path, default=Path("pipeline.yaml"), metavar="FILE")
+CONFIG = Option(
+    ("--config",), "file, or folder of files; default: pipeline.yaml", Path, Path("pipeline.yaml"), metavar="FILE"
+)
 RELEASE_KEY = Option(("--key",), "sign with this private key on an elliptic curve: PEM, or pkcs11:…", metavar="KEY")
 KEYLESS = Option(("--keyless",), "sign as the identity that CI's OIDC vouches for", action="store_true")
 ALLOW_DIRTY = Option(("--allow-dirty",), "make the release although files differ from the commit", action="store_true")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from doit import get_var
 from doit.cmd_run import Run as DoitRun
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from pipeline.cli.tasks import Tasks
 
 
+T = TypeVar("T")
+
 DURATIONS = ".durations.json"
 """The file in the artifacts folder with the durations of the steps in earlier runs, for the time that a run takes."""
 
@@ -74,7 +76,7 @@ class Reporter(ConsoleReporter):
     def initialize(self, tasks: dict[str, Task], selected_tasks: list[str]) -> None:
         """Start a run."""
         self._idle = True
-        self._verdict = ""
+        self._verdicts: dict[str, str] = {}
         self._screens: dict[str, tuple[Path, str, str]] = {}
         self._planned = tuple(tasks)
         self._asked_for = selected_tasks
@@ -105,7 +107,8 @@ class Reporter(ConsoleReporter):
     def skip_uptodate(self, task: Task) -> None:
         """Print a line only for a reused result, and for a task that was asked for by name."""
         self._end(task, done=False)
-        self._verdict = (task.meta or {}).get(VERDICT, self._verdict)
+        if VERDICT in (task.meta or {}):
+            self._verdicts[task.name] = task.meta[VERDICT]
         if self._asked_for == [task.name] and (since := (task.meta or {}).get(SINCE)):
             self.write(f"{task.name}: up to date since {since:%Y-%m-%d %H:%M} UTC\n")
         if (task.meta or {}).get(REUSED):
@@ -134,18 +137,19 @@ class Reporter(ConsoleReporter):
         if self.runtime_errors:
             self.write("\n".join(["", *self.runtime_errors, ""]))
         elif self._idle and not self.failures:
-            self.write("everything is up to date\n" + (f"{self._verdict}\n" if self._verdict else ""))
+            lines = dict.fromkeys(self._in_order(self._verdicts))  # a model's manifest and report have the same
+            self.write("\n".join(["everything is up to date", *lines, ""]))
         if closing:
             self.write(f"\n{closing}\n")
 
     def _print_screen(self) -> str:
-        """Print what this run has made, and return the lines that end the run; empty if it has made no manifest.
-
-        Models stand in the order of the configuration, whichever ended first.
-        """
+        """Print what this run has made, and return the lines that end the run; empty if it has made no manifest."""
         screens, self._screens = self._screens, {}
-        made = [screens[name] for name in self._planned if name in screens]
-        return "\n".join(_last_screen(*screen, self._live.stream) for screen in made)
+        return "\n".join(_last_screen(*screen, self._live.stream) for screen in self._in_order(screens))
+
+    def _in_order(self, by_task: dict[str, T]) -> list[T]:
+        """Return what tasks have said, in the order of the configuration, whichever ended first."""
+        return [by_task[name] for name in self._planned if name in by_task]
 
 
 def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> str:

@@ -112,7 +112,7 @@ class Tasks:
 
     def _of(self, spec: StageSpec[Any], project: Project) -> Iterator[TaskDict]:
         schedule = project.schedule
-        verdict: dict[str, object] = {VERDICT: self._verdict()} if spec.last else {}
+        verdict: dict[str, object] = {VERDICT: self._verdict(project)} if spec.last else {}
         shown_last = spec.name == "manifest"  # in the terminal's colours and width, which a step does not know
         if shown_last:
             verdict[SCREEN] = (project.paths.root, f"{project.doit} release", project.plan.model)
@@ -134,11 +134,12 @@ class Tasks:
                 },
             }
 
-    def _verdict(self) -> str:
-        """Return the place of the table with the verdict, and of the report if there is one."""
-        paths = self._first.paths
-        page = f"{paths.front}, and on the terminal " if paths.front.is_file() else ""
-        return f"the verdict: {page}`model-artifacts show {shlex.quote(str(paths.root))}`"
+    def _verdict(self, project: Project) -> str:
+        """Return the place of the table with a model's verdict, and of its report if there is one."""
+        paths, name = project.paths, shlex.quote(project.plan.model)
+        page = f"{paths.report}, and on the terminal " if paths.report.is_file() else ""
+        whose, option = (f" of {name}", f" --model {name}") if paths.of_several else ("", "")
+        return f"the verdict{whose}: {page}`model-artifacts show {shlex.quote(str(paths.root))}{option}`"
 
     def _action(self, spec: StageSpec[Any], step: Step, project: Project) -> BaseAction:
         """Return the action of a step: on the farm, known to be skipped, in a process of its own, or forked."""

@@ -10,7 +10,7 @@ from model_artifacts.records import AxisName, AxisRange, Record, Task
 from pipeline.config.values import INT32_MAX, in_yaml, parse_batch_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from model_artifacts.records import TensorSpec
     from pipeline.config.files.yaml_source import Location
@@ -172,6 +172,24 @@ def checked_sizes(axes: tuple[AxisRange, ...]) -> tuple[Sizes, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def ranges_without(
+    ranges: Iterable[Iterable[AxisRange]], own: Mapping[str, int], *, ends: bool = False
+) -> list[tuple[int, AxisRange]]:
+    """Return the ranges that do not fit the samples' own size, each with the place of its profile.
+
+    Args:
+        ranges: the ranges of each profile.
+        own: the samples' own size along each axis. A range of an axis without one fits.
+        ends: True if a range must end at this size, as of arrays, and not only hold it.
+    """
+
+    def fits(axis: AxisRange) -> bool:
+        size = own.get(axis.name, axis.max)
+        return axis.max == size if ends else axis.takes(size)
+
+    return [(index, axis) for index, axes in enumerate(ranges) for axis in axes if not fits(axis)]
+
+
 def _between(axis: AxisRange) -> int:
     """Return an odd size near the middle; the middle itself if the range has no odd one there."""
     middle = (axis.min + axis.max) // 2
@@ -183,8 +201,9 @@ def shown_sizes(sizes: Sizes) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes)
 
 
+FOLLOWING = frozenset({Task.SEGMENTATION})
+"""Tasks whose outputs may follow the size of the image."""
 _UNTRIED = {
-    Task.SEGMENTATION: "its maps have the size of the image, and are judged at one size",
     Task.DETECTION: "its boxes follow the size of the image, and are decoded at one size",
 }
 """Tasks whose outputs change their shape or their meaning with the size of the image."""
@@ -227,4 +246,6 @@ def _refusal(config: Config) -> str:
     """Return the reason why a configuration can have no dynamic axes beside the batch; empty if it can."""
     if config.model.task in _UNTRIED:
         return f"`task: {config.model.task.value}` takes one size of images: {_UNTRIED[config.model.task]}"
+    if config.model.onnx is not None and config.model.task in FOLLOWING:
+        return "the maps of an ONNX file have one size: the emulation of rounding runs no `Resize` to a computed size"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
 from pipeline.config.files.models import MODELS, source_of, sources_of
 from pipeline.config.preprocessing import preprocessing_problems
+from pipeline.config.quantization import QuantizationConfig
 from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems
 from pipeline.config.tensorrt import portable_target
@@ -61,8 +63,6 @@ def load_configs(file: Path, host: Host | None = None) -> tuple[Config, ...]:
         UsageError: the file cannot be read.
         ConfigError: the file has problems; the error lists all of them, each with its `file:line:column`.
     """
-    from pipeline.config.files.yaml_source import parse_yaml  # noqa: PLC0415 - a process that loads an engine reads no YAML
-
     try:
         data = file.read_bytes()
     except OSError as exc:
@@ -70,6 +70,18 @@ def load_configs(file: Path, host: Host | None = None) -> tuple[Config, ...]:
             f"the configuration {file} cannot be read: {exc.strerror}",
             fix="run from the project's folder, or name the file: `--config FILE`, with doit `config=FILE`",
         ) from exc
+    return _read(file, data, host or Host())
+
+
+@lru_cache(maxsize=256)  # of a folder with several models each asks who makes the others
+def _read(file: Path, data: bytes, host: Host) -> tuple[Config, ...]:
+    """Return the configurations of a file's content.
+
+    Raises:
+        ConfigError: it has problems.
+    """
+    from pipeline.config.files.yaml_source import parse_yaml  # noqa: PLC0415 - a process that loads an engine reads no YAML
+
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as exc:
@@ -83,7 +95,7 @@ def load_configs(file: Path, host: Host | None = None) -> tuple[Config, ...]:
     problems = [*source.problems, *found.problems]
     configs = []
     for item in found.each:
-        config, wrong = _checked(item, host or Host())
+        config, wrong = _checked(item, host)
         problems += wrong
         configs += [config] if config else []
     if problems:
@@ -160,6 +172,8 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             labels = ", ".join(profile.label for profile in config.profiles)
             outside = f"batch {batch} lies in none of the profiles {labels}; remove it or add a profile that holds it"
             problems.append((("benchmark", "batches", index), outside))
+    if config.quantization != QuantizationConfig() and not {*config.precisions} & QUANTIZED_PRECISIONS:
+        problems.append((("quantization",), "`quantization` needs int8 or fp8 in `precisions`; add one or remove it"))
     left = config.leave_unquantized
     for precision, names in ((Precision.INT8, left.int8), (Precision.FP8, left.fp8)):
         if names and precision not in config.precisions:

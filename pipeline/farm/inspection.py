@@ -15,8 +15,8 @@ from model_artifacts.errors import ArtifactError, FarmError, UsageError, shorten
 from model_artifacts.host.environment import read_host
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import DeploymentHost
-from pipeline.config.loading import load_configs
 from pipeline.farm.cluster import Cluster, Node, NodeRequirements
+from pipeline.planning.folder.configurations import read_place
 from pipeline.planning.paths import Paths
 from pipeline.planning.project import traits
 from pipeline.records import FarmHost, FarmNode, FarmRecord
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from pipeline.config.settings import FarmConfig, FarmTarget
 
 
-def look_at_farm(file: Path) -> FarmRecord:
+def look_at_farm(place: Path) -> FarmRecord:
     """Join the cluster, probe its machines, and write their description to `farm.json`.
 
     Args:
-        file: the configuration.
+        place: the configuration's file, or a folder of such files.
 
     Raises:
         ConfigError: the configuration has problems.
@@ -40,11 +40,12 @@ def look_at_farm(file: Path) -> FarmRecord:
         FarmError: the cluster cannot be reached, or cannot run one of the targets.
         StorageError: the record cannot be written.
     """
-    config, *_ = load_configs(file, read_host())  # all models have one farm
+    first, *_ = read_place(place, read_host())  # all models have one farm
+    config = first.config
     if config.farm is None:
-        raise UsageError(f"{file} has no `farm`", expected="`executor: ray`, and `farm` with its targets")
+        raise UsageError(f"{place} has no `farm`", expected="`executor: ray`, and `farm` with its targets")
     cluster = Cluster.connect(config.farm.address, config.farm.connect_timeout_seconds)
-    return look(cluster, config.farm, Paths(file.parent / config.artifacts, config.model.name))
+    return look(cluster, config.farm, Paths(first.artifacts, config.model.name))
 
 
 def look(cluster: Cluster, farm: FarmConfig, paths: Paths, check: Callable[[], None] = lambda: None) -> FarmRecord:

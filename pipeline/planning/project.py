@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,8 +28,8 @@ from model_artifacts.records import (
     model_names,
     of_model,
 )
-from pipeline.config.loading import load_config
 from pipeline.config.settings import Config, Executor
+from pipeline.planning.folder.configurations import read_only_one
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan
 from pipeline.planning.schedule import Schedule
@@ -75,6 +75,8 @@ class Project:
     """The table of stages, in their order: `pipeline.stages.STAGES`."""
     config_file: Path = Path("pipeline.yaml")
     """The file of the configuration."""
+    place: Path | None = None
+    """The folder of configurations that commands name in place of the file; None if they name the file."""
     on_worker: bool = False
     """True on a worker of a farm, which does not use the shared cache."""
     sent_from: GitState | None = None
@@ -82,23 +84,32 @@ class Project:
 
     def command(self, step: Step) -> str:
         """Return the shell command that runs a step of this configuration."""
-        return step.command + (f" --config {shlex.quote(str(self.config_file))}" if self._is_other else "")
+        return step.command + (f" --config {shlex.quote(str(self.named))}" if self._is_other else "")
 
     @property
     def doit(self) -> str:
         """The shell command that runs all stale steps of this configuration."""
-        return "doit" + (f" {shlex.quote(f'config={self.config_file}')}" if self._is_other else "")
+        return "doit" + (f" {shlex.quote(f'config={self.named}')}" if self._is_other else "")
+
+    @property
+    def named(self) -> Path:
+        """The configuration as commands name it: its file, or the folder of all."""
+        return self.place or self.config_file
 
     @property
     def _is_other(self) -> bool:
-        return self.config_file != Path("pipeline.yaml")
+        return self.named != Path("pipeline.yaml")
+
+    def named_by(self, place: Path) -> Project:
+        """Return the project whose commands name a place: the configuration's file, or the folder of all."""
+        return replace(self, place=None if place == self.config_file else place)
 
     @classmethod
-    def load(cls, file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
+    def load(cls, place: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> Project:
         """Read a configuration of one model, and the record of the farm.
 
         Args:
-            file: the configuration.
+            place: the configuration's file, or a folder with one such file.
             stages: the table of stages.
             artifacts: the artifacts folder; by default the one that the configuration names, relative to its file.
 
@@ -109,9 +120,9 @@ class Project:
             FarmError: this is a worker of the farm, and not what it was when that was looked at.
         """
         host = read_host()
-        config = load_config(file, host)
-        paths = Paths(artifacts or file.parent / config.artifacts, config.model.name)
-        return cls.of(config, host, paths, stages, file)
+        found = read_only_one(place, host)
+        paths = Paths(artifacts or found.artifacts, found.config.model.name)
+        return cls.of(found.config, host, paths, stages, found.file).named_by(place)
 
     @classmethod
     def of(cls, config: Config, host: Host, paths: Paths, stages: tuple[StageSpec[Any], ...], file: Path) -> Project:

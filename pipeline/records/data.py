@@ -56,6 +56,12 @@ class SizedSamples(Record):
     its arrays, with a field for each input."""
     reference: FileRecord
     """Logits of the FP32 reference for these samples, npy."""
+    shapes: tuple[tuple[PositiveInt, ...], ...] = ()
+    """Shape of each output for a sample of this size, where outputs follow it. The JSON leaves it out for others."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"shapes"})
 
     @property
     def sizes(self) -> tuple[tuple[str, int], ...]:

@@ -57,6 +57,31 @@ def test_threads_get_the_logits_of_their_own_images(project: Project) -> None:
             model(parts[0])
 
 
+@pytest.mark.parametrize("buffers", [2, 4])
+def test_a_stream_gives_the_logits_of_its_batches(project: Project, buffers: int) -> None:
+    """Batches of several sizes, beside calls and another stream; what ends early gives its memory back."""
+    with pipeline.load(project.paths.root, pipeline.Requirements(precision=Precision.FP16)) as model:
+        sizes = batches_of(project.artifact(project.plan.variant(model.entry.id)))
+        order = [sizes.max] * 20 + [sizes.min] * 5 + [sizes.max] * 5
+        pictures, wanted = images(project, 8), reference(project, 8)
+        parts = [np.roll(pictures, number, axis=0)[:size] for number, size in enumerate(order)]
+        both = zip(model.stream(parts, buffers=buffers), model.stream(parts), strict=True)
+        for number, (found, other) in enumerate(both):
+            expected = np.roll(wanted, number, axis=0)[: order[number]]
+            assert distance(found, expected) < FP16
+            assert distance(other, expected) < FP16
+            assert distance(model(parts[number]), found) < 2 * FP16
+        gpu, after = model.resolution.place.gpu, []
+        assert gpu is not None
+        with exclusive(gpu):  # another process that builds would take memory meanwhile
+            for _ in range(3):
+                for _ in model.stream(parts, buffers=buffers):
+                    break
+                with cuda.using(gpu):
+                    after.append(cuda.free_bytes())
+        assert after[0] - after[-1] < 8 * 2**20
+
+
 def test_contexts_give_their_memory_back(project: Project, ranged: Artifact) -> None:
     """Every context, its buffers and its graphs are freed at the end, and the next opening has the memory again."""
     file, gpu = file_of(project, ranged), gpu_of(project, ranged)

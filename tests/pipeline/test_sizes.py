@@ -16,6 +16,7 @@ import model_artifacts
 from model_artifacts.errors import ConfigError, DataError, ExportError, RunError
 from model_artifacts.records import Graph, Status, TensorSpec
 from pipeline.cli.main import main
+from pipeline.planning.freshness import freshness_of
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.build.stage import build_variant
@@ -255,7 +256,7 @@ def with_data(project: Project) -> None:
             "cannot run the exported graph\n.*fp32, height 24, width 24",
         ),
         ("make_maps", "tensors", with_data, DataError, "gives other outputs for images of height 24, width 24"),
-        ("make_maps", "tensors", exported, ExportError, "the shape of an output depends on the size of the input"),
+        ("make_maps", "tensors", exported, ExportError, "gives other outputs for images of height 24, width 24"),
     ],
     ids=["flat data", "flat graph", "number of a size", "grid", "maps", "graph of maps"],
 )
@@ -276,6 +277,36 @@ def test_the_images_own_size_must_lie_in_the_range(tmp_path: Path) -> None:
     make_source(own)
     with pytest.raises(ConfigError, match=r"yaml:5:15: .*height 33 to 48 does not hold the images' own height, 32"):
         with_data(own)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "stale"),
+    [
+        (f"[1, 2, {{batch: {{min: 1, opt: 2, max: 4}}, {AXES}}}]", False),
+        (f"[{{batch: {{min: 1, opt: 4, max: 8}}, {AXES}}}]", False),
+        (f"[1, {{batch: 1, {AXES}}}, {{batch: 8, {AXES}}}]", False),
+        (f"[1, {{batch: 1, {AXES}}}, {{batch: 8, height: {{min: 24, opt: 32, max: 32}}}}]", True),
+        (f"[1, {{batch: 1, {AXES}}}, {{batch: 8, height: {{min: 33, opt: 40, max: 48}}}}]", True),
+        (f"[1, {{batch: 1, {AXES.replace('48', '56')}}}]", True),
+        ("[1]", True),
+    ],
+    ids=[
+        "another batch",
+        "other batches",
+        "the same twice",
+        "a part of the range",
+        "without the own size",
+        "another range",
+        "none",
+    ],
+)
+def test_the_data_is_stale_for_other_sizes_alone(project: Project, tmp_path: Path, profiles: str, stale: bool) -> None:  # noqa: FBT001 - a parameter
+    """What is stored depends on the sizes of the profiles; a range without the own size is refused again."""
+    text = re.sub(r"profiles: .*", f"profiles: {profiles}", configuration())
+    other = project_of(tmp_path, text + f"artifacts: {project.paths.root}\n")
+    assert other.paths.data == project.paths.data
+    (step,) = other.schedule.of("data")
+    assert bool(freshness_of(other, step).reasons) is stale
 
 
 def test_a_spec_takes_the_samples_of_its_ranges_alone() -> None:

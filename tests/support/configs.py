@@ -18,8 +18,9 @@ MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 DATA_KEYS = "images, tensors, axes, calibration, validation, classes, masks, labels"
 """The keys of `data`, as messages list them."""
 KEYS = (
-    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, io, leave_unquantized, tensorrt, "
-    "torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm, models"
+    "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, io, quantization, "
+    "leave_unquantized, tensorrt, torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm, "
+    "models"
 )
 PREPROCESSING = "preprocessing: {{resize: {}, crop: {}, interpolation: {}, mean: {}, std: {}}}\n"
 

@@ -249,12 +249,17 @@ class FakeContext:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return an input's, or the logits'."""
         inputs = {"image": self.images, "tokens": self.tokens}
-        return inputs.get(name) or (self.images[0], self._classes)
+        return inputs.get(name) or (self.images[0], self._classes, *(self.images[2:] if self._engine.maps else ()))
+
+    def most_bytes(self, name: str) -> int:
+        """Return the bytes of an output for the images that were set last: the largest, as a session does it."""
+        return int(np.prod(self.shape(name))) * np.dtype(np.float32).itemsize
 
     def enqueue(self, stream: int) -> None:
         """Compute, now or at the replay of the graph, with the batch size of the capture."""
         images, tokens, addresses = self.images, self.tokens, dict(self.addresses)
         targets = [self.addresses[name] for name in self._outputs]
+        places = images[2:] if self._engine.maps else ()
 
         def work() -> None:
             self.ran.append(images[0])
@@ -262,7 +267,8 @@ class FakeContext:
             if tokens:
                 means = means + at(addresses["tokens"], tokens, ctypes.c_int64).sum(axis=1, keepdims=True)
             for number, target in enumerate(targets):
-                at(target, (images[0], self._classes))[...] = means + np.arange(self._classes) + 100 * number
+                own = means + np.arange(self._classes) + 100 * number
+                at(target, (*own.shape, *places))[...] = own.reshape(*own.shape, *(1 for _ in places))
 
         self.enqueued += 1
         self._cuda.do(work, stream)
@@ -308,6 +314,8 @@ class FakeEngine:
         )
         self.narrow_at, self.narrow = 0, Precision.FP16
         """A batch size, and the type in which its kernels multiply."""
+        self.maps = False
+        """True if each logit fills a map of the image's size. The outputs must say so."""
         self.contexts: list[FakeContext] = []
         self.caches: list[bytes | None] = []
         self.streams_weights = False

@@ -23,12 +23,14 @@ from model_artifacts.sessions.onnx import named
 from model_artifacts.sessions.overlap.turns import Turns, require_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     import numpy.typing as npt
 
-    from model_artifacts.records import Gpu, KernelSpecialization
+    from model_artifacts.records import Gpu, TensorSpec
     from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.feeds.staging import Copiers
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
 
@@ -91,18 +93,18 @@ class _Lane:
 def open_overlap(
     loaded: LoadedEngine,
     gpu: Gpu,
+    context_on: Callable[[int], AbstractContextManager[ExecutionContext]],
+    copiers: Copiers,
     buffers: int,
-    cache: bytes | None,
-    specialization: KernelSpecialization,
 ) -> Iterator[Overlap]:
     """Open an execution context for batches in a row, for the calling thread.
 
     Args:
         loaded: the engine.
         gpu: its GPU.
+        context_on: opens the execution context on a stream.
+        copiers: copy batches to pinned memory.
         buffers: the batches under way at once: 2 to 4.
-        cache: kernels from a session's `runtime_cache()`, for flavours that compile some at run time.
-        specialization: the time at which such flavours compile kernels for the shapes in use.
 
     Raises:
         UsageError: the number of buffers is none that overlaps.
@@ -113,8 +115,8 @@ def open_overlap(
     cuda.use(gpu)
     with ExitStack() as stack:
         streams = Streams(*(stack.enter_context(closing(cuda.Stream())) for _ in range(3)))
-        context = stack.enter_context(loaded.context(streams.kernels.handle, cache, specialization))
-        overlap = Overlap(loaded, context, streams, buffers)
+        context = stack.enter_context(context_on(streams.kernels.handle))
+        overlap = Overlap(loaded, context, streams, copiers, buffers)
         stack.callback(overlap.close)
         yield overlap
 
@@ -127,6 +129,7 @@ class Overlap:
         loaded: LoadedEngine,
         context: ExecutionContext,
         streams: Streams,
+        copiers: Copiers,
         buffers: int,
     ) -> None:
         """Allocate nothing yet: `prepare` does.
@@ -135,6 +138,7 @@ class Overlap:
             loaded: the engine.
             context: an execution context of its own.
             streams: for the copies in, for the computation, and for the copies out.
+            copiers: copy batches to pinned memory.
             buffers: the batches under way at once.
 
         Raises:
@@ -144,6 +148,7 @@ class Overlap:
         self._loaded = loaded
         self._context = context
         self._streams = streams
+        self._copiers = copiers
         self._lanes = [_Lane() for _ in range(buffers)]
         self._inputs, self._outputs = loaded.inputs, loaded.outputs
         self._shapes: Shapes = ()
@@ -164,7 +169,7 @@ class Overlap:
         return self._turns.full
 
     def prepare(self, size: int) -> None:
-        """Allocate the buffers, and capture a CUDA graph for each of them. Results that were not taken are lost.
+        """Allocate the buffers, and capture a CUDA graph for each of them.
 
         Dynamic axes have the size that the engine is tuned for.
 
@@ -172,7 +177,8 @@ class Overlap:
             size: the number of images in each of the next batches.
 
         Raises:
-            RunError: the engine does not take this size, the overlap has ended, or the GPU has no room.
+            RunError: the engine does not take this size, batches of another shape are under way, the overlap has
+                ended, or the GPU has no room.
         """
         shapes = tuple(shape_of(spec, size, "opt") for spec in self._inputs)
         if not self._loaded.batches.takes(size):
@@ -183,6 +189,13 @@ class Overlap:
         require_usable(ended=self._closed)
         if shapes == self._shapes:
             return
+        if len(self):
+            raise RunError(
+                "batches of another shape are under way",
+                expected=listed([str(shape) for shape in self._shapes]),
+                got=listed([str(shape) for shape in shapes]),
+                fix="take their results first",
+            )
         self._clear()
         for spec, shape in zip(self._inputs, shapes, strict=True):
             self._context.set_input_shape(spec.name, (self._loaded.batches.padded(shape[0]), *shape[1:]))
@@ -210,31 +223,39 @@ class Overlap:
         """Copy a batch to the pinned memory of the next buffer, and start it. Another shape is prepared for first.
 
         Args:
-            batch: a numpy array as `Session` takes it; of several inputs, such an array by the name of each.
+            batch: a numpy array as `Session` takes it; of several inputs, such an array by the name of each. It may
+                change after the call.
 
         Raises:
             RunError: the engine does not take it, every buffer has a batch, batches of another shape are under way,
                 the overlap has ended, or running failed.
         """
-        self._put(self._arrays_of(batch))
+        arrays = self._arrays_of(batch)
+        require_batch(self._inputs, self._loaded.batches, arrays)
+        self._prepare(shapes_of(arrays))
+        lane = self._next_lane()
+        for spec, array in zip(self._inputs, arrays, strict=True):
+            self._send(lane, spec, np.ascontiguousarray(array))
+        self._compute(lane)
 
     def _arrays_of(self, batch: Batch) -> list[npt.NDArray[Any]]:
         return [np.asarray(array) for array in feed_of([spec.name for spec in self._inputs], batch).values()]
 
-    def _put(self, arrays: list[npt.NDArray[Any]]) -> None:
-        require_batch(self._inputs, self._loaded.batches, arrays)
-        shapes = shapes_of(arrays)
-        if len(self) and shapes != self._shapes:
-            raise RunError(
-                "batches of another shape are under way",
-                expected=listed([str(shape) for shape in self._shapes]),
-                got=listed([str(shape) for shape in shapes]),
-                fix="take their results first",
-            )
-        self._prepare(shapes)
-        for staged, array in zip(self.feed().values(), arrays, strict=True):
-            np.copyto(staged, array)
-        self.start()
+    def _send(self, lane: _Lane, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
+        """Copy an input to its pinned memory, from which each piece goes on to the GPU."""
+        staged, target, uploads = lane.staged[spec.name], lane.on_gpu[spec.name], self._streams.uploads
+        self._copiers.copy(staged, array, lambda part: cuda.copy_part_to_gpu(target, staged, part, uploads))
+        if array.nbytes < staged.nbytes:
+            _fill_up(staged, self.size)
+            cuda.copy_part_to_gpu(target, staged, slice(array.nbytes, staged.nbytes), uploads)
+
+    def fits(self, batch: Batch) -> bool:
+        """Return True if a batch may begin beside those under way: it has their shape, or there are none.
+
+        Raises:
+            RunError: the engine has other inputs than the batch.
+        """
+        return not len(self) or shapes_of(self._arrays_of(batch)) == self._shapes
 
     def _next_lane(self) -> _Lane:
         require_usable(ended=self._closed, prepared=bool(self._shapes))
@@ -247,11 +268,15 @@ class Overlap:
             RunError: nothing is prepared, every buffer has a batch, or the engine failed.
         """
         lane = self._next_lane()
-        uploaded, computed, downloaded = lane.events
-        uploads, kernels, downloads = self._streams
         for spec in self._inputs:
             _fill_up(lane.staged[spec.name], self.size)
-            cuda.copy_to_gpu(lane.on_gpu[spec.name], lane.staged[spec.name], uploads)
+            cuda.copy_to_gpu(lane.on_gpu[spec.name], lane.staged[spec.name], self._streams.uploads)
+        self._compute(lane)
+
+    def _compute(self, lane: _Lane) -> None:
+        """Start the computation after the copies in, and the copies out after it."""
+        uploaded, computed, downloaded = lane.events
+        uploads, kernels, downloads = self._streams
         uploaded.record(uploads)
         kernels.wait(uploaded)
         if lane.graph is not None:
@@ -297,10 +322,9 @@ class Overlap:
             raise RunError("batches are under way", expected="none before `map`", got=f"{len(self)}")
         try:
             for batch in batches:
-                arrays = self._arrays_of(batch)
-                while len(self) and (self.full or shapes_of(arrays) != self._shapes):
+                while self.full or not self.fits(batch):
                     yield each(self.result(), np.array)
-                self._put(arrays)
+                self.put(batch)
             while len(self):
                 yield each(self.result(), np.array)
         finally:

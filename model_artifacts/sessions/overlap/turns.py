@@ -10,17 +10,17 @@ FEWEST, MOST = 2, 4
 """The number of buffers: one to copy and one to compute, at most one each to fill, copy in, compute and copy out."""
 
 
-def require_buffers(count: int) -> None:
+def require_buffers(count: object) -> None:
     """Check the number of buffers.
 
     Raises:
-        UsageError: it is another number.
+        UsageError: it is another number, or no whole one.
     """
-    if not FEWEST <= count <= MOST:
+    if isinstance(count, bool) or not isinstance(count, int) or not FEWEST <= count <= MOST:
         raise UsageError(
             "copies cannot overlap with so many buffers",
             expected=f"{FEWEST} to {MOST} buffers",
-            got=str(count),
+            got=repr(count),
             fix="take 3: one is copied in, one computed, one copied out",
         )
 

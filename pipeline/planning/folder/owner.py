@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ArtifactError, RecordError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
-from model_artifacts.records import OutputForm, Record
+from model_artifacts.records import Graph, OutputForm, Record
 from pipeline.config.loading import load_configs
+from pipeline.planning.folder.configurations import read_place
 from pipeline.planning.paths import Paths
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def check_owner(project: Project) -> None:
 
     Raises:
         UsageError: another configuration would have its results overwritten, and would overwrite these.
+        ConfigError: a configuration is wrong whose results are used here through links.
     """
+    _check_links(project)
     other = _owner(project)
     if other is None:
         return
@@ -43,14 +46,56 @@ def check_owner(project: Project) -> None:
     theirs = next((config for config in found if _makes(config, other, project.paths.root, project.plan.model)), None)
     if theirs is None:
         return
-    mine, others = _results(project.config), _results(theirs)
-    if differing := [f"`{name}`" for name, value in mine.items() if value != others[name]]:
+    if differing := _differing(_results(project.config), _results(theirs)):
         raise UsageError(
             f"{project.config_file} and {other} would overwrite each other's results in {project.paths.folder}",
             expected="a `model.name`, or an `artifacts` folder, of its own for each configuration",
             got=f"the same for both, with other {', '.join(differing)}",
             fix=f"change `model.name` in {project.config_file}; or delete {other}, if nobody uses it any more",
         )
+
+
+def _check_links(project: Project) -> None:
+    """Check that what lies here through links is made by the settings of its own configuration.
+
+    Points of `doit tune` have their model, images and graphs so. Once their configuration has changed, a step that is
+    run by hand for the former point would overwrite what was made since.
+
+    Raises:
+        UsageError: it is made by other settings.
+        ConfigError: its own configuration is wrong.
+    """
+    links = [path for path in sorted(project.paths.folder.glob("*")) if path.is_symlink()]
+    for folder, link in {link.resolve().parent: link for link in links}.items():
+        theirs = Paths(folder.parent, folder.name)
+        file = _last(theirs)
+        configs = load_configs(file, project.plan.host) if file else ()
+        for config in configs:
+            if file and _makes(config, file, theirs.root, theirs.model):
+                _require_same_through(link, project, config, file)
+
+
+def _require_same_through(link: Path, project: Project, other: Config, file: Path) -> None:
+    """Refuse to use another configuration's results that have other settings.
+
+    Raises:
+        UsageError: the settings differ.
+    """
+    own_layers = not project.paths.onnx_record(Graph.FP32).parent.is_symlink()
+    mine, others = (_shared_results(config, own_layers=own_layers) for config in (project.config, other))
+    if differing := _differing(mine, others):
+        shown = Path(os.path.relpath(file))
+        raise UsageError(
+            f"{project.config_file} would overwrite results of {shown} through the link {link}",
+            expected="the same settings for both, but for the choices of a search",
+            got=f"other {', '.join(differing)}",
+            fix=f"search again: `doit config={shown} tune`; or delete the links in {link.parent}",
+        )
+
+
+def _differing(mine: dict[str, object], others: dict[str, object]) -> list[str]:
+    """Return the sections that differ, as messages name them."""
+    return [f"`{name}`" for name, value in mine.items() if value != others[name]]
 
 
 def claim(project: Project) -> None:
@@ -95,10 +140,10 @@ def is_made(project: Project, model: str) -> bool:
 def _listed(project: Project) -> frozenset[str]:
     """Return the names of the models that the project's configuration lists."""
     try:
-        configs = load_configs(project.config_file, project.plan.host)
+        found = read_place(project.named, project.plan.host)
     except ArtifactError:
-        configs = ()  # it is wrong or gone since; the project's own model is known
-    return frozenset({project.plan.model, *(config.model.name for config in configs)})
+        found = ()  # it is wrong or gone since; the project's own model is known
+    return frozenset({project.plan.model, *(item.config.model.name for item in found)})
 
 
 def _makes(config: Config, file: Path, root: Path, model: str) -> bool:
@@ -118,8 +163,19 @@ def _last(paths: Paths) -> Path | None:
         owner = read_record(paths.owner, Owner)
     except RecordError:
         return None
-    file = paths.root.resolve() / owner.configuration
+    file = Path(os.path.normpath(paths.root.resolve() / owner.configuration))
     return file if file.is_file() else None
+
+
+def _shared_results(config: Config, *, own_layers: bool) -> dict[str, object]:
+    """Return the settings of the results that the points of a search share.
+
+    Args:
+        config: the configuration.
+        own_layers: whether a point has graphs of its own, with other layers left in FP16.
+    """
+    chosen = {"tensorrt", "torch_tensorrt", "gates", *(["leave_unquantized"] if own_layers else [])}
+    return {name: value for name, value in _results(config).items() if name not in chosen}
 
 
 def _results(config: Config) -> dict[str, object]:
@@ -131,6 +187,7 @@ def _results(config: Config) -> dict[str, object]:
         "data": config.data,
         "profiles": (config.axes, config.checked_sizes),  # graphs name the axes, and the data has images of each size
         "io": {item.io.answer for item in config.io if item.io.output is not OutputForm.LOGITS},  # rounding has them
+        "quantization": config.quantization,
         "leave_unquantized": config.leave_unquantized,
         "tensorrt": tensorrt.key_settings,
         "torch_tensorrt": config.torch_tensorrt.build_settings,

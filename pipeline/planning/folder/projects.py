@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from model_artifacts.host.environment import read_host
-from pipeline.config.loading import load_configs
+from pipeline.planning.folder.configurations import read_place
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import find_named
 from pipeline.planning.project import Project
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from pipeline.planning.steps import Step
 
 
-def load_projects(file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None) -> tuple[Project, ...]:
-    """Read a configuration and the record of the farm.
+def load_projects(
+    place: Path, stages: tuple[StageSpec[Any], ...], artifacts: Path | None = None
+) -> tuple[Project, ...]:
+    """Read a configuration, or all of a folder, and the record of the farm.
 
     Args:
-        file: the configuration.
+        place: the configuration's file, or a folder of such files.
         stages: the table of stages.
         artifacts: the artifacts folder; by default the one that the configuration names, relative to its file.
 
@@ -31,14 +33,18 @@ def load_projects(file: Path, stages: tuple[StageSpec[Any], ...], artifacts: Pat
         a project for each of its models, in their order.
 
     Raises:
+        UsageError: it cannot be read, or the folder has no configuration.
         ConfigError: the configuration is wrong.
         UnknownFarmError: nobody has looked at the farm yet, or the configuration names others of it now.
         FarmError: this is a worker of the farm, and not what it was when that was looked at.
     """
     host = read_host()
-    configs = load_configs(file, host)
-    root, several = artifacts or file.parent / configs[0].artifacts, len(configs) > 1
-    return tuple(Project.of(config, host, Paths(root, config.model.name, several), stages, file) for config in configs)
+    found = read_place(place, host)
+    root, several = artifacts or found[0].artifacts, len(found) > 1
+    return tuple(
+        Project.of(config, host, Paths(root, config.model.name, several), stages, file).named_by(place)
+        for config, file in found
+    )
 
 
 def project_of(projects: Sequence[Project], step: Step) -> Project:

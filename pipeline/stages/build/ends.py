@@ -20,7 +20,7 @@ from pipeline.adapters.onnx_ends import inputs_of, outputs_of, with_ends
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model_artifacts.records import TensorSpec, Variant
+    from model_artifacts.records import AxisRange, TensorSpec, Variant
     from pipeline.adapters.tensorrt_builder import EngineRequest
     from pipeline.planning.project import Project
     from pipeline.records import Artifact
@@ -107,6 +107,36 @@ def require_ends(ends: Ends, engine: Ends) -> None:
                 expected=f"{want.name}: {want.dtype} {want.shape}",
                 got=f"{got.name}: {got.dtype} {got.shape}",
             )
+
+
+def named_as(
+    outputs: tuple[TensorSpec, ...], graph: tuple[TensorSpec, ...], axes: tuple[AxisRange, ...]
+) -> tuple[TensorSpec, ...]:
+    """Return an engine's outputs with the names that their dynamic axes have in the graph: engines keep none.
+
+    Args:
+        outputs: the outputs as the builder shows them.
+        graph: the outputs of the graph.
+        axes: the axes of the images that the engine's profile leaves open.
+
+    Raises:
+        BuildError: an output has one size where it must follow such an axis.
+    """
+    wanted, named = {spec.name: spec.shape for spec in graph}, {axis.name for axis in axes}
+    found = []
+    for spec in outputs:
+        pairs = list(zip(spec.shape[1:], wanted.get(spec.name, spec.shape)[1:], strict=True))
+        if any(want in named and isinstance(size, int) for size, want in pairs):
+            raise BuildError(
+                "the engine has one size of an output that follows the image",
+                where=f"output {spec.name!r}",
+                expected=f"({', '.join(map(str, wanted[spec.name]))})",
+                got=f"({', '.join(map(str, spec.shape))})",
+                fix="resize by the input's own size in the network, `size=image.shape[-2:]`, and not to a constant",
+            )
+        shape = (want if isinstance(size, str) and isinstance(want, str) else size for size, want in pairs)
+        found.append(spec.model_copy(update={"shape": (spec.shape[0], *shape)}))
+    return tuple(found)
 
 
 def _write(project: Project, variant: Variant, graph: Path, file: Path) -> None:

@@ -21,7 +21,7 @@ from pipeline.adapters.tensorrt_builder import BuiltEngine, EngineRequest, build
 from pipeline.planning.freshness import current
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
-from pipeline.stages.build.ends import Ends, ends_in_words, require_ends, with_own_ends
+from pipeline.stages.build.ends import Ends, ends_in_words, named_as, require_ends, with_own_ends
 from pipeline.stages.build.spec import axes_of
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from model_artifacts.records import FileRecord, Key
+    from model_artifacts.records import FileRecord, Key, TensorSpec
     from pipeline.planning.project import Project
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,9 @@ def _make_engine(project: Project, variant: Variant, key: Key, request: EngineRe
         if engine.timing_cache:
             write_bytes(timings, engine.timing_cache)
         seconds = time.perf_counter() - began
-    ends = ends_in_words(project, variant, engine.inputs, engine.outputs)
-    require_ends(ends, Ends(engine.inputs, engine.outputs))
+    outputs = _outputs_of(project, variant, engine)
+    ends = ends_in_words(project, variant, engine.inputs, outputs)
+    require_ends(ends, Ends(engine.inputs, outputs))
     twin = _same_engine(project, variant, engine)
     file = _store(project, variant, engine, twin)
     log = project.paths.build_log(variant)
@@ -106,6 +107,13 @@ def _make_engine(project: Project, variant: Variant, key: Key, request: EngineRe
         build_seconds=round(seconds, 3),
         weight_warnings=weight_warnings(log.read_text(errors="replace")),
     )
+
+
+def _outputs_of(project: Project, variant: Variant, engine: BuiltEngine) -> tuple[TensorSpec, ...]:
+    """Return an engine's outputs, whose dynamic axes are those of its graph."""
+    if variant.graph is None or variant.profile is None or not project.config.axes:
+        return engine.outputs
+    return named_as(engine.outputs, project.onnx(variant.graph).outputs, variant.profile.axes)
 
 
 def _store(project: Project, variant: Variant, engine: BuiltEngine, twin: Artifact | None) -> FileRecord | None:

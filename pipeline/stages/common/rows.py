@@ -41,13 +41,18 @@ class Span(NamedTuple):
         return f"{self.name}: {metric}" if self.name else metric
 
 
-def spans_of(source: SourceRecord) -> tuple[Span, ...]:
-    """Return the columns of each output, in the model's order."""
+def spans_of(source: SourceRecord, shapes: Sequence[tuple[int, ...]] = ()) -> tuple[Span, ...]:
+    """Return the columns of each output, in the model's order.
+
+    Args:
+        source: the model.
+        shapes: the shape of each output for an image of another size; empty for the network's own.
+    """
     if not source.named_outputs:
-        return (Span("", source.sample_shape, slice(None)),)
+        return (Span("", shapes[0] if shapes else source.sample_shape, slice(None)),)
     spans, start = [], 0
-    for spec in source.named_outputs:
-        shape = tuple(int(size) for size in spec.shape[1:])
+    own = [tuple(int(size) for size in spec.shape[1:]) for spec in source.named_outputs]
+    for spec, shape in zip(source.named_outputs, shapes or own, strict=True):
         spans.append(Span(spec.name, shape, slice(start, start + math.prod(shape))))
         start += math.prod(shape)
     return tuple(spans)
@@ -77,9 +82,9 @@ def rows_of(outputs: Outputs, spans: Sequence[Span] = ALONE, what: str = "the ar
             got=listed([*found]) if any(found) else "one output",
         )
     for name, shape, _ in spans:
-        if name and found[name].shape[1:] != shape:
-            got = str(found[name].shape[1:])
-            raise RunError(f"{what} has another shape of output {name!r}", expected=str(shape), got=got)
+        if shape is not None and found[name].shape[1:] != shape:
+            got, output = str(found[name].shape[1:]), f"output {name!r}" if name else "its output"
+            raise RunError(f"{what} has another shape of {output}", expected=str(shape), got=got)
     rows = [found[name].reshape(len(found[name]), -1) for name in names]
     return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
@@ -354,3 +359,14 @@ def _starts(size: int) -> npt.NDArray[np.int64]:
     """Return the first entries of an axis's parts, which are nearly equally long."""
     parts = min(size, _MOST_PARTS)
     return np.arange(parts, dtype=np.int64) * size // parts
+
+
+def nearest(pixels: int, places: int) -> npt.NDArray[np.int64]:
+    """Return the pixel below the centre of each of an output's places.
+
+    Args:
+        pixels: the number of pixels of an axis.
+        places: the number of the output's places along it.
+    """
+    centres: npt.NDArray[np.int64] = ((np.arange(places) + 0.5) * pixels / places).astype(np.int64)
+    return centres

@@ -12,9 +12,10 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import own_sizes, shown_sizes
+from pipeline.config.axes import FOLLOWING, own_sizes
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
+from pipeline.stages.common.sizes.following import at_each_size, require_following
 from pipeline.stages.common.tensors.axes import beginnings, dynamic_inputs, require_axes, what_of
 from pipeline.stages.data.storing import save
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy.typing as npt
+    from torch import nn
 
     from model_artifacts.records import Preprocessing
     from pipeline.config.axes import Sizes
     from pipeline.planning.project import Project
+    from pipeline.stages.common.sizes.following import Shape
 
     Logits = npt.NDArray[np.float32]
     Reference = Callable[[npt.NDArray[Any], Preprocessing | None], Logits]
@@ -34,33 +37,36 @@ SAMPLES = 16
 """The samples at each size: a choice. There are up to eight sizes, and a fault at a size shows in every one of it."""
 
 
-def store_sizes(project: Project, reference: Logits, run: Reference) -> tuple[SizedSamples, ...]:
+def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[SizedSamples, ...]:
     """Write the first validation samples at each size with the reference's logits; nothing without dynamic axes.
 
     The samples' own size is left out: all of them are validated at it.
 
     Args:
         project: the validation samples must be written.
-        reference: the logits of these samples, at their own size.
+        model: the FP32 network.
         run: (pixels, preprocessing), or (arrays, None) → the logits of the FP32 network.
 
     Raises:
         ConfigError: the inputs have no such axes, or a range does not fit the samples' own size.
-        DataError: the network takes no samples of such a size, or gives outputs of another shape for them.
+        DataError: the network takes no samples of such a size, or gives outputs for them that its task has no meaning
+            for.
     """
     for kind in ("validation", "reference"):
         for former in project.paths.data.parent.glob(f"{kind}-*.npy"):
             former.unlink()
     if not project.config.axes:
         return ()
-    specs = project.source().inputs
+    specs, task = project.source().inputs, project.source().task
     require_axes(project, specs)
     own = own_sizes(specs, dynamic_inputs(project))
     rows = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
+    others = [sizes for sizes in project.config.checked_sizes if {**own, **dict(sizes)} != own]
+    tried = at_each_size(project, model, others, DataError)
+    require_following(tried, task, DataError, what_of(project))
     return tuple(
-        _store(project, _at(project, rows, sizes), run, reference.shape[1:])
-        for sizes in project.config.checked_sizes
-        if {**own, **dict(sizes)} != own
+        _store(project, _at(project, rows, sizes), run, item.shapes if task in FOLLOWING else ())
+        for sizes, item in zip(others, tried[1:], strict=True)
     )
 
 
@@ -84,18 +90,11 @@ def _at(project: Project, rows: npt.NDArray[Any], sizes: Sizes) -> _Sized:
     return _Sized(sizes, resized(rows, spec), spec)
 
 
-def _store(project: Project, sized: _Sized, run: Reference, shape: tuple[int, ...]) -> SizedSamples:
-    """Write samples with the reference's logits, which must have the shape of those at the samples' own size."""
-    sizes, what = sized.sizes, what_of(project)
-    with taking(what, sizes, DataError):
+def _store(project: Project, sized: _Sized, run: Reference, shapes: tuple[Shape, ...]) -> SizedSamples:
+    """Write samples with the reference's logits, and the shapes of its outputs where they follow."""
+    sizes = sized.sizes
+    with taking(what_of(project), sizes, DataError):
         logits = run(sized.rows, sized.spec)
-    if logits.shape[1:] != shape:
-        raise DataError(
-            f"the network gives other outputs for {what} of {shown_sizes(sizes)}",
-            expected=f"{shape[0]:,} values, as for {what} of their own size",
-            got=f"{logits.shape[1]:,}",
-            fix="write the batch alone in `profiles`: outputs that follow the input are judged at one size",
-        )
     files = project.paths.sized_validation(sizes), project.paths.sized_reference(sizes)
     save(files[0], sized.rows)
     save(files[1], logits)
@@ -105,6 +104,7 @@ def _store(project: Project, sized: _Sized, run: Reference, shape: tuple[int, ..
         samples=len(sized.rows),
         pixels=stored,
         reference=reference_file,
+        shapes=shapes,
     )
 
 

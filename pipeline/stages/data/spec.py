@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
+from pipeline.config.axes import named_inputs, own_sizes, ranges_without
 from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key, name_fields
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import DataRecord
@@ -49,12 +50,18 @@ def data_key(project: Project, _model: str) -> Key:
 
 
 def _size_fields(project: Project) -> dict[str, object]:
-    """Return the fields of dynamic axes beside the batch: the ranges, which are checked, and the sizes to store."""
+    """Return the fields of dynamic axes beside the batch: the ranges that are refused, and the sizes to store.
+
+    Another batch, and another profile with the same ranges or with none, changes neither.
+    """
     config = project.config
     if not config.axes:
         return {}
-    ranges = [[axis.model_dump(mode="json") for axis in profile.axes] for profile in config.profiles]
-    return {"axes": [SIZES_VERSION, ranges, config.checked_sizes], **name_fields(project)}
+    specs = project.source().inputs
+    own = own_sizes(specs, named_inputs(specs, config.data.axes, config.axes))
+    ranges = ranges_without([profile.axes for profile in config.profiles], own, ends=config.data.tensors is not None)
+    refused = [axis.model_dump(mode="json") for _, axis in ranges]
+    return {"axes": [SIZES_VERSION, refused, config.checked_sizes], **name_fields(project)}
 
 
 def _label_fields(project: Project) -> dict[str, object]:

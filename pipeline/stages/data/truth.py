@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from model_artifacts.errors import DataError, listed, one_line
 from model_artifacts.records import Orientation
 from model_artifacts.sessions.preprocessing import to_mask
+from pipeline.stages.common.rows import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +73,7 @@ def read_masks(
             fix="add them, or move their images elsewhere",
         )
     classes, height, width = shape
-    rows, columns = (_nearest(*pair) for pair in ((spec.height, height), (spec.width, width)))
+    rows, columns = (nearest(*pair) for pair in ((spec.height, height), (spec.width, width)))
     masks = np.empty((len(files), height, width), dtype=np.uint8)
     for index, (file, name) in enumerate(zip(files, names, strict=True)):
         mask = to_mask(_mask(file, _size(images / name, spec)), spec, IGNORED)[rows][:, columns]
@@ -86,12 +87,6 @@ def read_masks(
             )
         masks[index] = mask
     return masks
-
-
-def _nearest(pixels: int, places: int) -> npt.NDArray[np.int64]:
-    """Return the pixel below the centre of each of an output's places."""
-    centres: npt.NDArray[np.int64] = ((np.arange(places) + 0.5) * pixels / places).astype(np.int64)
-    return centres
 
 
 def _size(file: Path, spec: Preprocessing) -> tuple[int, int]:

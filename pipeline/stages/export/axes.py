@@ -1,4 +1,4 @@
-"""Dynamic axes of inputs beside the batch: torch's dimensions for them, and the refusal of graphs that fix them."""
+"""Dynamic axes of inputs beside the batch: torch's dimensions for them, their names, and graphs that fix them."""
 
 from __future__ import annotations
 
@@ -85,25 +85,51 @@ def require_free_axes(program: torch.onnx.ONNXProgram, axes: Axes) -> None:
 
 
 def require_named_axes(graph: onnx.GraphProto, axes: Axes) -> None:
-    """Refuse a graph whose input has another size or name for an axis, or whose outputs follow it.
+    """Refuse a graph whose input has another size or name for an axis.
 
     Raises:
-        ExportError: an axis is fixed in the graph, or the shape of an output depends on it.
+        ExportError: an axis is fixed in the graph.
     """
     for number, place, axis in axes.places():
         size = graph.input[number].type.tensor_type.shape.dim[place]
         if size.dim_param != axis.name:
             raise _fixed(axis, size.dim_param or str(size.dim_value))
-    for value in graph.output if axes.ranges else ():
-        shape = [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
-        if any(not isinstance(size, int) for size in shape[1:]):
-            raise ExportError(
-                "the shape of an output depends on the size of the input",
-                where=f"output {value.name!r}",
-                expected="one shape for samples of every size, as a classifier's or an embedding's",
-                got=f"({', '.join(map(str, shape))})",
-                fix="write the batch alone in `profiles`: such outputs are judged at one size",
-            )
+
+
+def name_outputs(graph: onnx.GraphProto, axes: Sequence[tuple[int | str, ...]]) -> None:
+    """Name the axes of a graph's outputs as the network's own outputs have them at several sizes, in place.
+
+    torch's exporter names them by formulas of its own, such as `((height - 1)//4) + 1`.
+
+    Args:
+        graph: the graph.
+        axes: the axes of each output for one image: a size, or the name of a dynamic axis.
+
+    Raises:
+        ExportError: the graph has one size where the network's outputs follow the image, or the other way round.
+    """
+    for value, wanted in zip(graph.output, axes, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        shape = [dim.dim_param or dim.dim_value for dim in dims][1:]
+        pairs = list(zip(shape, wanted, strict=False))
+        if len(shape) != len(wanted) or any(isinstance(got, int) and got and got != want for got, want in pairs):
+            raise _other_axes(value.name, wanted, shape)
+        if any(isinstance(want, int) and got != want for got, want in pairs):
+            raise _other_axes(value.name, wanted, shape)
+        for dim, want in zip(list(dims)[1:], wanted, strict=True):
+            if isinstance(want, str):
+                dim.dim_param = want
+
+
+def _other_axes(output: str, wanted: Sequence[int | str], got: Sequence[int | str]) -> ExportError:
+    return ExportError(
+        "the shape of an output follows the size of the image in another way than the network's",
+        where=f"output {output!r} of the exported graph",
+        expected=f"(batch, {', '.join(map(str, wanted))})",
+        got=f"(batch, {', '.join(str(size or '?') for size in got)})",
+        fix="let forward read the size where it needs it (`size=image.shape[-2:]`), and give other axes one size; or "
+        "write the batch alone in `profiles`",
+    )
 
 
 def require_free(graph: onnx.GraphProto, inputs: Sequence[TensorSpec], where: str) -> None:

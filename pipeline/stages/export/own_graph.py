@@ -35,7 +35,32 @@ _LEAST_FOR_BATCH = 15
 _ANY_BATCH = "export it with a dynamic first axis (torch.onnx.export: `dynamic_axes` or `dynamic_shapes`)"
 
 
-def make_fp32(file: Path, source: SourceRecord, opset: int, inputs: tuple[TensorSpec, ...] = ()) -> Exported:
+def require_dynamic(file: Path, source: SourceRecord, inputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse an ONNX file that fixes an axis which is to be dynamic, and warn that nothing else is its reference there.
+
+    Args:
+        file: the file that the stage `source` has stored.
+        source: its record.
+        inputs: the inputs with the names of their dynamic axes.
+
+    Raises:
+        ExportError: it does.
+    """
+    require_free(onnx.load(file).graph, inputs, source.origin_detail)
+    log.warning(
+        "WARNING: at other sizes %s is compared with its own run alone: a size that it kept from its export stays "
+        "unseen there",
+        source.origin_detail,
+    )
+
+
+def make_fp32(
+    file: Path,
+    source: SourceRecord,
+    opset: int,
+    inputs: tuple[TensorSpec, ...] = (),
+    ends: tuple[tuple[int | str, ...], ...] = (),
+) -> Exported:
     """Return the FP32 graph of an ONNX file, with a dynamic batch axis and the samples' own size of all others.
 
     Args:
@@ -44,23 +69,18 @@ def make_fp32(file: Path, source: SourceRecord, opset: int, inputs: tuple[Tensor
         opset: the operator set. The graph keeps a newer one if an operator has no older form, and an older one if an
             operator has no newer form.
         inputs: the inputs with the names of their other dynamic axes; none without such axes.
+        ends: the axes of each output behind the batch, some with the names of such axes; the same.
 
     Raises:
-        ExportError: the graph is not valid in its operator set, or such an axis is fixed in the file.
+        ExportError: the graph is not valid in its operator set.
     """
     model = onnx.load(file)
     if model.functions:
         model = inline_local_functions(model)
     model = onnx_rewrites.lift_constants(model)
     inputs = inputs or source.inputs
-    if inputs != source.inputs:
-        log.warning(
-            "WARNING: at other sizes %s is compared with its own run alone: a size that it kept from its export stays "
-            "unseen there",
-            source.origin_detail,
-        )
-    require_free(model.graph, inputs, source.origin_detail)
-    shapes, outputs = ([spec.shape[1:] for spec in specs] for specs in (inputs, source.outputs))
+    shapes = [spec.shape[1:] for spec in inputs]
+    outputs = [*ends] or [spec.shape[1:] for spec in source.outputs]
     batch = source.onnx.batch if source.onnx else None
     onnx_rewrites.set_shapes(model.graph, shapes, outputs, batch)
     before = onnx_graph.opset_of(model)

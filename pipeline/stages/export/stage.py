@@ -6,6 +6,7 @@ A model that is an ONNX file is upgraded instead, gets a dynamic batch, and is f
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -25,11 +26,12 @@ from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import inputs_at, inputs_of, shape_of, taking
+from pipeline.stages.common.sizes.following import at_each_size, named_axes, require_following
 from pipeline.stages.common.tensors.axes import dynamic_inputs, require_axes, what_of
 from pipeline.stages.export.agreement import expected_of, require_agreement
-from pipeline.stages.export.axes import Axes
+from pipeline.stages.export.axes import Axes, name_outputs
 from pipeline.stages.export.graph import to_onnx
-from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
+from pipeline.stages.export.own_graph import make_fp32, narrow, require_dynamic, require_same
 
 if TYPE_CHECKING:
     import onnx
@@ -74,9 +76,15 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     key = key_of(project, step)  # before the inputs can change
     source = project.source()
     require_axes(project, source.inputs)
+    if source.onnx and project.config.axes:
+        require_dynamic(project.file(source.weights), source, dynamic_inputs(project))
     outputs = tuple(spec.name for spec in source.outputs)
     expected = _expected(project, model, outputs) if graph is Graph.FP32 else ()
-    exported, casts, batch_norms = (_of_file if source.onnx else _of_network)(project, model, graph)
+    axes = _axes_of_outputs(project, model, outputs)
+    make = partial(_of_file, ends=axes) if source.onnx else _of_network
+    exported, casts, batch_norms = make(project, model, graph)
+    if axes:
+        name_outputs(exported.graph, axes)
     del model
     gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
@@ -118,6 +126,20 @@ def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> t
     return tuple(found)
 
 
+def _axes_of_outputs(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[tuple[int | str, ...], ...]:
+    """Return the axes of each output as samples of all checked sizes show them; none without dynamic axes.
+
+    Raises:
+        ExportError: the network takes no samples of a size, or its outputs follow them as its task does not allow.
+    """
+    if not project.config.axes:
+        return ()
+    source = project.source()
+    found = at_each_size(project, model, project.config.checked_sizes, ExportError)
+    require_following(found, source.task, ExportError, what_of(project))
+    return named_axes(found, outputs)
+
+
 class _Made(NamedTuple):
     """A graph that was made."""
 
@@ -149,10 +171,10 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     return _Made(exported, casts, folded.batch_norms + more_folded)
 
 
-def _of_file(project: Project, _model: nn.Module, graph: Graph) -> _Made:
-    """Make the graph of a model that is an ONNX file."""
+def _of_file(project: Project, _model: nn.Module, graph: Graph, ends: tuple[tuple[int | str, ...], ...] = ()) -> _Made:
+    """Make the graph of a model that is an ONNX file, whose outputs have these axes if some follow the input."""
     source = project.source()
-    wide = make_fp32(project.file(source.weights), source, OPSETS[Graph.FP32], dynamic_inputs(project))
+    wide = make_fp32(project.file(source.weights), source, OPSETS[Graph.FP32], dynamic_inputs(project), ends)
     if graph is Graph.FP32:
         return _Made(wide.model, (), wide.batch_norms)
     narrowed = narrow(wide, graph, OPSETS[graph])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
@@ -31,6 +31,7 @@ from pipeline.stages.quantize.calibration import batch_size
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.onnx import Outputs
     from pipeline.stages.quantize.calibration import Images
 
@@ -137,6 +138,52 @@ def correct_biases(model: onnx.ModelProto, weights: Weights, means: Means) -> on
     return model
 
 
+class Centre(NamedTuple):
+    """Calibration images, and the outputs that the FP32 graph gives for them."""
+
+    images: Batch
+    outputs: Means
+    """By their names, those alone that a product in floating point ends; empty without any."""
+
+    @classmethod
+    def of(cls, fp32: onnx.ModelProto, images: Images) -> Centre:
+        """Run the FP32 graph on the first `_SHIFTED` images, if there is an output to centre.
+
+        Raises:
+            RunError: the graph cannot be run.
+        """
+        names = [name for name, _ in _last_products(fp32)]
+        batch = next(images.batches(min(_SHIFTED, len(images))))
+        found = _by_name(fp32, run_stand_in(fp32.SerializeToString(), batch, _BATCH)) if names else {}
+        return cls(batch, {name: found[name] for name in names})
+
+    def shifts(self, model: onnx.ModelProto) -> Means:
+        """Return the mean error of each output that a product in floating point ends, one value for each column.
+
+        Args:
+            model: a quantised graph, with the FP32 graph's names of outputs.
+
+        Raises:
+            RunError: the graph cannot be run.
+        """
+        names = [name for name, _ in _last_products(model) if name in self.outputs]
+        if not names:
+            return {}
+        got = _by_name(model, run_stand_in(model.SerializeToString(), self.images, _BATCH))
+        shifts = {
+            name: (got[name] - self.outputs[name]).mean(axis=0, dtype=np.float64).astype(np.float32) for name in names
+        }
+        return {name: shift for name, shift in shifts.items() if np.isfinite(shift).all()}
+
+    def centred(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Take a quantised graph's own shifts from its outputs. The graph is changed in place and returned.
+
+        Raises:
+            RunError: the graph cannot be run.
+        """
+        return centre_outputs(model, self.shifts(model))
+
+
 def output_shifts(model: onnx.ModelProto, fp32: onnx.ModelProto, images: Images) -> Means:
     """Return the mean error of each output that a product in floating point ends, one value for each column.
 
@@ -148,13 +195,7 @@ def output_shifts(model: onnx.ModelProto, fp32: onnx.ModelProto, images: Images)
     Raises:
         RunError: a graph cannot be run.
     """
-    names = [name for name, _ in _last_products(model)]
-    if not names:
-        return {}
-    batch = next(images.batches(min(_SHIFTED, len(images))))
-    got, want = (_by_name(graph, run_stand_in(graph.SerializeToString(), batch, _BATCH)) for graph in (model, fp32))
-    shifts = {name: (got[name] - want[name]).mean(axis=0, dtype=np.float64).astype(np.float32) for name in names}
-    return {name: shift for name, shift in shifts.items() if np.isfinite(shift).all()}
+    return Centre.of(fp32, images).shifts(model)
 
 
 def centre_outputs(model: onnx.ModelProto, shifts: Means) -> onnx.ModelProto:

@@ -24,6 +24,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from model_artifacts.host.files import write_bytes
 from model_artifacts.sessions.feeds.batches import feed_of
 from pipeline.stages.common.samples import to_batch
+from pipeline.stages.quantize.histograms import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -196,12 +197,12 @@ class Ranges(NamedTuple):
 
     extremes: Ends
     """The smallest and the largest value of each."""
-    percentiles: Ends = {}  # noqa: RUF012 - nothing changes it
-    """The ends of the percentile's range, of the tensors that were asked for."""
+    clipped: Ends = {}  # noqa: RUF012 - nothing changes it
+    """The ends by a rule that clips, such as a percentile, of the tensors that were asked for."""
 
     def of(self, kind: CalibrationMethod) -> Ends:
         """Return the ranges of a method."""
-        return self.percentiles if kind is CalibrationMethod.Percentile else self.extremes
+        return self.clipped if kind is CalibrationMethod.Percentile else self.extremes
 
     def write(self, kind: CalibrationMethod, names: Collection[str], file: Path) -> None:
         """Write the ranges of some tensors in the form that ONNX Runtime's quantiser reads."""
@@ -220,7 +221,7 @@ class Ranges(NamedTuple):
             StorageError: they cannot be written.
         """
         arrays: dict[str, Any] = {"key": np.array(key.digest)}
-        for name, ends in (("extremes", self.extremes), ("percentiles", self.percentiles)):
+        for name, ends in (("extremes", self.extremes), ("percentiles", self.clipped)):
             arrays[name] = np.array([*ends.values()], np.float32).reshape(-1, 2)
             arrays[f"{name}_of"] = np.array([*ends], np.str_)
         buffer = io.BytesIO()
@@ -293,9 +294,7 @@ class Calibration(CalibraterBase):  # type: ignore[misc]  # onnxruntime is untyp
         batches = math.ceil(len(images) / size)
         ends: Ends = {}
         found: dict[str, Largest] = {}
-        for batch in images.batches(size):
-            feed = feed_of(names_of(self.infer_session), batch)
-            results = dict(zip(outputs, self.infer_session.run(outputs, feed), strict=True))
+        for results in self._results(images, outputs, size):
             for name in ranked:
                 if (values := results.pop(name)).size:
                     found.setdefault(name, Largest(self._share, batches * values.size)).add(values)
@@ -305,6 +304,31 @@ class Calibration(CalibraterBase):  # type: ignore[misc]  # onnxruntime is untyp
                 ends[name] = np.fmin(least, low), np.fmax(most, high)  # as ONNX Runtime, without NaN
         ends |= {name: largest.ends for name, largest in found.items()}
         return Ranges(ends, {name: largest.range() for name, largest in found.items()})
+
+    def histograms(self, images: Images, ends: Ends) -> dict[str, Histogram]:
+        """Run the graph again, and return the histograms of some activations.
+
+        Args:
+            images: the calibration images.
+            ends: the smallest and the largest value of each on these images.
+
+        Raises:
+            ValueError: one of those is not finite.
+        """
+        names = sorted(ends)
+        self._augment(names, ())
+        self.create_inference_session()
+        found = {name: Histogram(*ends[name]) for name in names}
+        for results in self._results(images, names, batch_size(self.infer_session, names, images)):
+            for name, histogram in found.items():
+                histogram.add(results[name])
+        return found
+
+    def _results(self, images: Images, outputs: list[str], size: int) -> Iterator[dict[str, Any]]:
+        """Yield the outputs of the graph by their names, for so many images at once."""
+        for batch in images.batches(size):
+            feed = feed_of(names_of(self.infer_session), batch)
+            yield dict(zip(outputs, self.infer_session.run(outputs, feed), strict=True))
 
     def _augment(self, whole: Collection[str], reduced: Collection[str]) -> None:
         """Add outputs to the graph: some activations, and the ends of others, which would fill the memory."""

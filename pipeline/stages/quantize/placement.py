@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
+from pipeline.config.quantization import QuantizationConfig, RangeMethod
+from pipeline.stages.quantize.groups import is_pooling, last_layers, left_by
 from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
+from pipeline.stages.quantize.rules import rule_of
 
 if TYPE_CHECKING:
     from typing import Any
@@ -18,32 +20,13 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import Graph
 
-PERCENTILE = 99.995
-"""Percentage of activations inside the range of TensorRT's int8, by calibration.
-
-Measured on all 997 held-out digits of the sample model, with FP32 around the quantised layers:
-
-    99.99 %    relative L2 0.076, top-1 agreement 0.984
-    99.995 %   relative L2 0.071, top-1 agreement 0.986
-    99.999 %   relative L2 0.073, top-1 agreement 0.981
-
-With the first convolution and the global pooling in floating point, 99.99 % gives 0.070 and 0.989. With the last layer
-quantised, too, the agreement of an earlier graph was 0.5 points lower. FP16 instead of FP32 is no worse by itself: it
-moves some activations into the next step of int8, up or down.
-
-fp8 is calibrated to the plain maximum. E4M3 has the same resolution near zero for every range, so that clipping gains
-nothing: relative L2 0.191 of an earlier sample model, against 0.209 with 99.99 %. Its three bits of mantissa make that
-twice int8's error; the weights alone cause 0.139.
-
-All figures are of ONNX Runtime 1.31.1 without its optimisation WeightBiasQuantization. That optimisation quantises
-biases which are kept in floating point on purpose, and garbles fp8 graphs (relative L2 1.45). onnx.reference 1.23.2
-confirms fp8 (0.202 on 8 images), but takes 10 s an image.
-"""
+AUTO = QuantizationConfig()
+"""The settings of a graph without any of the configuration."""
 _FP8_FILTER = 32
 """Values of the largest filter that FP8 kernels have."""
 
 
-def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
+def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: QuantizationConfig = AUTO) -> dict[str, Any]:
     """Return the quantiser's keyword arguments for a graph.
 
     TensorRT takes symmetric values and no quantised bias. It needs Q/DQ pairs in front of convolutions and matrix
@@ -64,13 +47,17 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     add two products in 16 bits, which eight-bit weights overflow (ONNX Runtime's quantiser, `reduce_range`). An
     artifact must give the same numbers on every processor that may run it.
     """
+    rule = rule_of(settings, graph)
+    # Ranges that clip have the form of percentiles, whatever has made them.
+    calibration = CalibrationMethod.MinMax if rule.method is RangeMethod.MAX else CalibrationMethod.Percentile
+    percentile = {} if rule.percentile is None else {"CalibPercentile": rule.percentile}
     if graph.for_x86:
         return {
             "per_channel": True,
             "activation_type": QuantType.QUInt8,
-            "calibrate_method": CalibrationMethod.MinMax,
-            "nodes_to_exclude": outer_layers(model, graph),
-            "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True},
+            "calibrate_method": calibration,
+            "nodes_to_exclude": [*outer_layers(model, graph, settings), *left_by(settings, model)],
+            "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True, **percentile},
             "reduce_range": True,
         }
     fp8 = graph.precision is Precision.FP8
@@ -78,21 +65,24 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto) -> dict[str, Any]:
     return {
         "per_channel": not fp8,
         "activation_type": QuantType.QInt8,
-        "calibrate_method": CalibrationMethod.MinMax if fp8 else CalibrationMethod.Percentile,
+        "calibrate_method": calibration,
         "op_types_to_quantize": kinds,
-        "nodes_to_exclude": _without_pairs(model, graph),
+        "nodes_to_exclude": _without_pairs(model, graph, settings),
         "extra_options": {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": kinds,
-            "CalibPercentile": PERCENTILE,
+            **percentile,
         },
     }
 
 
-def _without_pairs(model: onnx.ModelProto, graph: Graph) -> list[str]:
-    """Return the names of the nodes that get no pairs in TensorRT's graph."""
+def _without_pairs(model: onnx.ModelProto, graph: Graph, settings: QuantizationConfig) -> list[str]:
+    """Return the names of the nodes that get no pairs in TensorRT's graph.
+
+    Groups that the configuration leaves out are no such nodes: they would read the pairs in front of their neighbours.
+    """
     fp8 = graph.precision is Precision.FP8
     made_by = {output: node.op_type for node in model.graph.node for output in node.output}
     sums = {
@@ -105,7 +95,7 @@ def _without_pairs(model: onnx.ModelProto, graph: Graph) -> list[str]:
     residual = any if fp8 else all
     known = [name for name, convolved in sums.items() if not residual(convolved)]
     means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
-    return [*outer_layers(model, graph), *(without_fp8_kernels(model) if fp8 else ()), *known, *means]
+    return [*outer_layers(model, graph, settings), *(without_fp8_kernels(model) if fp8 else ()), *known, *means]
 
 
 def without_fp8_kernels(model: onnx.ModelProto) -> list[str]:
@@ -129,17 +119,20 @@ def _groups(convolution: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
-def outer_layers(model: onnx.ModelProto, graph: Graph) -> list[str]:
+def outer_layers(model: onnx.ModelProto, graph: Graph, settings: QuantizationConfig = AUTO) -> list[str]:
     """Return the names of the layers that stay in floating point; empty if the graph has no others.
 
     The last matrix product stays, because eight-bit logits tie; of several outputs, that of each which ends in one. For
-    fp8 the first convolution stays, too, because three bits of mantissa are too few for the image.
+    fp8 the first convolution stays, too, because three bits of mantissa are too few for the image. The settings may
+    quantise both.
     """
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
     outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
     if len(model.graph.output) > 1:
         outer = _last_products(model)
-    if graph.precision is Precision.FP8:
+    if settings.last:
+        outer = []
+    if graph.precision is Precision.FP8 and not settings.first:
         outer += [node.name for node in layers if node.op_type == "Conv"][:1]
     return outer if len(layers) > len(outer) else []
 
@@ -149,28 +142,12 @@ def _last_products(model: onnx.ModelProto) -> list[str]:
 
     An output whose last layer is a convolution has none, whatever products lie further in front of it.
     """
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    order = {node.name: place for place, node in enumerate(model.graph.node)}
-    found = {}
-    for value in model.graph.output:
-        ahead, seen = [value.name], set[str]()
-        layers: dict[int, onnx.NodeProto] = {}
-        while ahead:
-            node = made_by.get(ahead.pop())
-            if node is None or node.name in seen:
-                continue
-            seen.add(node.name)
-            if node.op_type in QUANTIZED_OPERATORS:
-                layers[order[node.name]] = node
-            ahead += node.input
-        if layers and layers[max(layers)].op_type != "Conv":
-            found[max(layers)] = layers[max(layers)].name
-    return [found[place] for place in sorted(found)]
+    return [node.name for node in last_layers(model) if node.op_type != "Conv"]
 
 
 def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
     """Return True if a mean over height and width alone reads a sum or a convolution, through a ReLU at most."""
-    if mean.op_type == "ReduceMean" and not _pools(model, mean):
+    if mean.op_type == "ReduceMean" and not is_pooling(model, mean):
         return False
     made_by = {output: node for node in model.graph.node for output in node.output}
     read = [name for node in model.graph.node for name in node.input] + [value.name for value in model.graph.output]
@@ -178,13 +155,3 @@ def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
     while name in made_by and made_by[name].op_type in ACTIVATIONS and read.count(name) == 1:
         name = made_by[name].input[0]
     return name in made_by and made_by[name].op_type in {"Add", "Conv"} and read.count(name) == 1
-
-
-def _pools(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:
-    """Return True if a mean is over the height and width of NCHW.
-
-    Its axes are an attribute until opset 17, and an input since.
-    """
-    reduced = [attribute.ints for attribute in mean.attribute if attribute.name == "axes"]
-    reduced += [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in mean.input[1:]]
-    return any({int(axis) % len("NCHW") for axis in axes} == {2, 3} for axes in reduced)

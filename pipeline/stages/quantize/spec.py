@@ -10,6 +10,7 @@ from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import QUANTIZED, StageSpec
 from pipeline.records import OnnxRecord
+from pipeline.stages.quantize.rules import default_rule, rule_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,8 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **left,
         **_heads(project),
         **_fp8(graph),
+        **_ranges(project, graph),
+        **_pairs(project),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -71,9 +74,28 @@ def _fp8(graph: Graph) -> dict[str, int]:
     return {"fp8": FP8_VERSION} if graph.precision is Precision.FP8 else {}
 
 
-def ranges_key(project: Project) -> Key:
-    """Return the key of the ranges of the FP32 graph's activations, which all quantised graphs share."""
+def _ranges(project: Project, graph: Graph) -> dict[str, str]:
+    """Return the field of a rule for ranges that is not the graph's own."""
+    rule = rule_of(project.config.quantization, graph)
+    return {} if rule == default_rule(graph) else {"ranges": rule.text}
+
+
+def _pairs(project: Project) -> dict[str, dict[str, bool]]:
+    """Return the field of the groups whose Q/DQ pairs the configuration places or leaves out."""
+    placed = project.config.quantization.placed
+    return {"pairs": placed} if placed else {}
+
+
+def ranges_key(project: Project, graph: Graph) -> Key:
+    """Return the key of the ranges of the FP32 graph's activations.
+
+    All quantised graphs share those of their own rules. Another rule's are those of one graph: squared errors are those
+    of its numbers.
+    """
+    ranges = _ranges(project, graph)
     return make_key(
+        **ranges,
+        **({"graph": graph} if ranges else {}),
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).file.sha256,
         calibration=project.data().calibration.sha256,

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import io
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
 from onnx import TensorProto, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError, storage_errors
 from model_artifacts.host.environment import now, tools
@@ -31,8 +28,10 @@ from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
-from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Images, Kept, Reader, kept_ranges
-from pipeline.stages.quantize.placement import PERCENTILE, outer_layers, quantizer_settings, without_fp8_kernels
+from pipeline.stages.quantize.calibration import Images, Kept
+from pipeline.stages.quantize.groups import left_by
+from pipeline.stages.quantize.placement import outer_layers, without_fp8_kernels
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
@@ -49,12 +48,12 @@ from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
-    from typing import Any
 
     import numpy as np
     import numpy.typing as npt
 
     from pipeline.adapters.onnx_casts import Narrowed
+    from pipeline.config.quantization import QuantizationConfig
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import TensorCast
@@ -78,6 +77,8 @@ class _Forms(NamedTuple):
     """Lost values of the cast to FP16; empty for graphs in FP32 around the quantised layers."""
     opset17: onnx.ModelProto | None = None
     """The form for TensorRT 8.6; None if there is none."""
+    left: tuple[str, ...] = ()
+    """Nodes without Q/DQ pairs for the groups of the configuration; not those that stay by themselves."""
 
 
 def _images(project: Project) -> Images:
@@ -119,15 +120,16 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
         casts=forms.casts,
         calibration_sha256=calibration.sha256,
         left_unquantized=left,
-        left_layers=_left_layers(forms.model, graph, left),
+        left_layers=_left_layers(forms, graph, left),
         opset17=describe_file(path17, project.paths.root) if forms.opset17 else None,
     )
     return project.write(project.paths.onnx_record(graph), record)
 
 
-def _left_layers(model: onnx.ModelProto, graph: Graph, left: Collection[str]) -> int:
+def _left_layers(forms: _Forms, graph: Graph, left: Collection[str]) -> int:
     """Return the number of layers in floating point for the configuration, or for want of kernels."""
-    names = {*left, *(without_fp8_kernels(model) if graph.precision is Precision.FP8 else ())}
+    model = forms.model
+    names = {*left, *forms.left, *(without_fp8_kernels(model) if graph.precision is Precision.FP8 else ())}
     return sum(node.op_type in QUANTIZED_OPERATORS for node in model.graph.node if node.name in names)
 
 
@@ -171,30 +173,33 @@ def _weights(model: onnx.ModelProto) -> Weights:
 def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path) -> _Forms:
     """Return the forms of a graph; `scratch` is a file for the quantiser to write to."""
     left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), QUANTIZED_TYPES[graph.precision]
+    settings = project.config.quantization
+    groups = left_by(settings, fp32)
+    newly = tuple(name for name in groups if name not in outer_layers(fp32, graph))
     if graph.for_x86:
         # Its Q/DQ pairs replace activations, too, so that a node reading in front of a pair would miss its activation.
-        kept = outer_layers(fp32, graph)
+        kept = {*outer_layers(fp32, graph, settings), *groups}
         _check_left(left, [node for node in fp32.graph.node if node.name not in kept], graph)
         _place_apart(project, graph, scratch, left)
-        return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)))
+        return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)), left=newly)
     means = _place_apart(project, graph, scratch)
-    placed = _placed(graph, scratch, weights)
+    placed = _placed(graph, scratch, weights, groups)
     if left:
         _check_left(left, quantized_nodes(placed), graph)
         placed = leave_idle(leave(placed, weights, left), weights)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
-        return _Forms(*_to_fp16(correct_biases(put_pairs_on_weights(wide), weights, means)))
+        return _Forms(*_to_fp16(correct_biases(put_pairs_on_weights(wide), weights, means)), left=newly)
     with storage_errors(f"writing {scratch}"):
         onnx_graph.save(correct_biases(wide, weights, means), scratch)
     centre_outputs(wide, shifts := _shifts(project, graph, scratch))
     # Layers between int8 layers are fused with them. FP32 around gives TensorRT 10 more such fusions than FP16, and a
     # layer in floating point is faster in FP16.
-    model, casts = _to_fp16(wide) if graph.is_mixed else (wide, ())
+    model, casts = _to_fp16(wide) if graph.is_mixed or groups else (wide, ())
     if onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
-        return _Forms(model, casts)
+        return _Forms(model, casts, left=newly)
     old = centre_outputs(correct_biases(requantize(placed, weights, kind), weights, means), shifts)
-    return _Forms(model, casts, put_pairs_on_weights(old))
+    return _Forms(model, casts, put_pairs_on_weights(old), newly)
 
 
 def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...] = ()) -> Means:
@@ -251,70 +256,26 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         images = _images(project)
         means = input_means(fp32, images)
         weights = _weights(fp32) if graph.for_x86 else {}
-        place_pairs(images, graph, fp32, scratch, left, Kept(ranges_key(project), project.paths.ranges))
+        kept = Kept(ranges_key(project, graph), project.paths.ranges)
+        place_pairs(images, graph, fp32, scratch, left, kept, settings=project.config.quantization)
         if graph.for_x86:
             onnx.save(correct_biases(onnx.load(scratch), weights, means), scratch)
         return means
 
 
-def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
-    images: Images,
-    graph: Graph,
-    fp32: onnx.ModelProto,
-    scratch: Path,
-    left: tuple[str, ...] = (),
-    kept: Kept | None = None,
-) -> None:
-    """Write the FP32 graph with calibrated Q/DQ pairs.
+def _placed(graph: Graph, scratch: Path, weights: Weights, left: Collection[str] = ()) -> onnx.ModelProto:
+    """Return TensorRT's graph as the quantiser has written it, with the pairs where TensorRT fuses them.
 
-    Args:
-        images: the calibration images.
-        graph: the graph to make.
-        fp32: the FP32 graph; the quantiser moves its weights out of it.
-        scratch: the file to write.
-        left: nodes of x86's graph that stay in FP32.
-        kept: the ranges of these images that other graphs have left, or will take; None for neither.
+    The nodes in `left` get none.
     """
-    settings = quantizer_settings(graph, fp32)
-    settings["nodes_to_exclude"] += left
-    reader = Reader(images.batches(), [value.name for value in fp32.graph.input])
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        if TAKES_RANGES:
-            settings["calibration_cache_path"] = Path(folder) / "ranges.json"
-            _write_ranges(images, fp32, settings, kept)
-        quantize_static(
-            fp32,
-            str(scratch),
-            reader,
-            quant_format=QuantFormat.QDQ,
-            weight_type=QuantType.QInt8,
-            **settings,
-        )
-
-
-def _write_ranges(images: Images, fp32: onnx.ModelProto, settings: dict[str, Any], kept: Kept | None) -> None:
-    """Write the ranges of the activations for the quantiser: those that another graph has left, or from the images."""
-    kind, file = settings["calibrate_method"], settings["calibration_cache_path"]
-    calibration = Calibration(fp32, PERCENTILE, file.parent)
-    names = calibration.names(settings.get("op_types_to_quantize"))
-    ranges = kept_ranges(kept.key, kept.file) if kept else None
-    if ranges is None or not names <= ranges.of(kind).keys():
-        ranges = calibration.run(images, names if kind is CalibrationMethod.Percentile else ())
-        if kept:
-            ranges.keep(kept.key, kept.file)
-    ranges.write(kind, names, file)
-
-
-def _placed(graph: Graph, scratch: Path, weights: Weights) -> onnx.ModelProto:
-    """Return TensorRT's graph as the quantiser has written it, with the pairs where TensorRT fuses them."""
     placed = onnx.load(scratch)
     leave_outputs(placed)
     if graph.precision is Precision.INT8:
         carry_skips_in_int8(placed)
-    return leave_idle(placed, weights)
+    return leave_idle(leave(placed, weights, left) if left else placed, weights)
 
 
-def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
+def calibrate(project: Project, graph: Graph, images: Images, settings: QuantizationConfig | None = None) -> Calibrated:
     """Calibrate the graph once, for any choice of quantised nodes.
 
     Call it in a process that may crash: ONNX Runtime runs the graph.
@@ -323,6 +284,7 @@ def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
         project: the export of FP32 and the data stage must have run.
         graph: int8 or fp8 for TensorRT.
         images: the images that give the ranges.
+        settings: those in place of the configuration's; None takes them.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
@@ -331,9 +293,10 @@ def calibrate(project: Project, graph: Graph, images: Images) -> Calibrated:
     with _translated(), tempfile.TemporaryDirectory() as folder:
         fp32 = _fp32(project)
         weights, means = _weights(fp32), input_means(fp32, images)  # before the quantiser moves the weights out of it
-        scratch = Path(folder) / "placed.onnx"
-        place_pairs(images, graph, fp32, scratch)
-        placed = onnx_graph.to_opset(_placed(graph, scratch, weights), OPSET)
+        scratch, settings = Path(folder) / "placed.onnx", settings or project.config.quantization
+        groups = left_by(settings, fp32)
+        place_pairs(images, graph, fp32, scratch, settings=settings)
+        placed = onnx_graph.to_opset(_placed(graph, scratch, weights, groups), OPSET)
         return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights, means)
 
 
@@ -358,19 +321,6 @@ def _to_fp16(model: onnx.ModelProto) -> Narrowed:
     """Return the graph in FP16 with FP32 input and output, and the lost values of its weights."""
     exact = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}  # quantised again
     return cast(model, TensorProto.FLOAT16, exact)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the quantiser, whose advice on the root logger the export has already followed."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(before)
 
 
 def run(project: Project, graph: Graph, console: Console) -> int:

@@ -30,10 +30,10 @@ from pipeline.planning.keys import key_of
 from pipeline.planning.plan import arithmetic_of
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome, ReportRecord
+from pipeline.stages.report.changes import print_changes
 from pipeline.stages.report.copies import rate_limits, rows_of
 from pipeline.stages.report.front import write_front
 from pipeline.stages.report.groups import groups_of
-from pipeline.stages.report.table import print_changes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

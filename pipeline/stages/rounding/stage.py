@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
     from pipeline.records import SizedSamples
+    from pipeline.stages.common.rows import Span
     from pipeline.stages.rounding.spread import Spread
 
     Logits = npt.NDArray[np.float32]
@@ -70,7 +71,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     spans = spans_of(project.source())
     reference = load_rows(project.file(data.reference), spans)[: size_of(images)]
     quantized = arithmetic.precision in QUANTIZED_PRECISIONS
-    results, trouble = _results(project, arithmetic, images)
+    results, trouble = _results(project, arithmetic, images, spans)
     task = project.source().task
     spreads = [
         [spread_of(logits[:, columns], reference[:, columns], shape, task) for logits in results.values()]
@@ -116,8 +117,8 @@ def _at_size(project: Project, arithmetic: Arithmetic, sized: SizedSamples) -> S
     own = project.source().preprocessing
     spec = at_sizes(own, sized.sizes) if own else None
     images, reference = to_batch(project.pixels(sized.pixels), spec), np.load(project.file(sized.reference))
-    results, trouble = _results(project, arithmetic, images)
-    task, spans = project.source().task, spans_of(project.source())
+    task, spans = project.source().task, spans_of(project.source(), sized.shapes)
+    results, trouble = _results(project, arithmetic, images, spans)
     each = [
         widest([spread_of(logits[:, columns], reference[:, columns], shape, task) for logits in results.values()])
         for _, shape, columns in spans
@@ -146,14 +147,17 @@ def _emulator(project: Project, *, quantized: bool) -> str:
     return f"{torch_}, {onnxruntime}" if project.source().onnx else torch_
 
 
-def _results(project: Project, arithmetic: Arithmetic, images: Batch) -> tuple[dict[str, Logits], str]:
+def _results(
+    project: Project, arithmetic: Arithmetic, images: Batch, spans: Sequence[Span]
+) -> tuple[dict[str, Logits], str]:
     """Return the logits of each emulation by its name; none, and the reason, if the network or the graph cannot be run.
 
     The gate may have a bound of its own. Else the validation rejects, with this reason.
     """
-    emulate = _quantized if arithmetic.precision in QUANTIZED_PRECISIONS else _emulated
     try:
-        return emulate(project, arithmetic, images), ""
+        if arithmetic.precision in QUANTIZED_PRECISIONS:
+            return _quantized(project, arithmetic, images, spans), ""
+        return _emulated(project, arithmetic, images), ""
     except (RunError, CrashedError) as exc:
         return {}, str(exc)
 
@@ -235,12 +239,12 @@ def _is_repeatable(project: Project, batch: Batch) -> bool:
         return all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
-def _quantized(project: Project, arithmetic: Arithmetic, images: Batch) -> dict[str, Logits]:
+def _quantized(project: Project, arithmetic: Arithmetic, images: Batch, spans: Sequence[Span]) -> dict[str, Logits]:
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
     outputs = run_isolated(_run_graph, file, images, rerun=rerun)
-    return {"Q/DQ pairs of the graph": rows_of(outputs, spans_of(project.source()))}
+    return {"Q/DQ pairs of the graph": rows_of(outputs, spans)}
 
 
 def _run_graph(file: Path, images: Batch) -> Outputs:

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.progress import Bars
-from model_artifacts.records import Task
+from model_artifacts.records import Precision, Task
 from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.config.tasks import require_tolerances
 from pipeline.planning.keys import key_of
@@ -18,6 +18,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import LayerSensitivity, Sensitivity
 from pipeline.stages.common.rows import rows_of, spans_of
 from pipeline.stages.common.samples import to_batch
+from pipeline.stages.quantize.bias_correction import Centre
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_nodes
 from pipeline.stages.quantize.stage import calibrate
@@ -103,14 +104,17 @@ def _measure(project: Project, graph: Graph) -> _Found:
     data = project.data()
     ranging, judged = halves(np.asarray(project.pixels(data.calibration)))
     judging = to_batch(judged, data.preprocessing)
-    calibrated = calibrate(project, graph, Images(ranging, data.preprocessing))
+    given = Images(ranging, data.preprocessing)
+    calibrated = calibrate(project, graph, given)
     nodes = {node.name: node for node in quantized_nodes(calibrated.model)}
     whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
     meaning = _meaning(project)
     reference = _run(whole, judging, meaning)
+    # As `make_quantized` centres, by the images that give the ranges.
+    centre = Centre.of(whole, given) if graph.precision is Precision.INT8 else None
 
     def judged_of(model: onnx.ModelProto) -> Judged:
-        return judge(_run(model, judging, meaning), reference, meaning)
+        return judge(_run(centre.centred(model) if centre else model, judging, meaning), reference, meaning)
 
     with Bars() as bars:
         report = bars.reporting("nodes quantised one at a time")

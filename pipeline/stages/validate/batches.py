@@ -211,6 +211,7 @@ def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and it
     batch: int = _BATCH,
     smallest: int = 1,
     spans: Sequence[Span] = ALONE,
+    what: str = "the artifact",
 ) -> Logits:
     """Run all samples in batches.
 
@@ -222,6 +223,7 @@ def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and it
         smallest: the smallest batch size allowed. The last batch repeats its samples to fill up, and the surplus logits
             are dropped.
         spans: the outputs of the model.
+        what: whose outputs they are, as messages name it.
 
     Returns:
         float32 (samples, classes), the values of several outputs side by side.
@@ -233,7 +235,7 @@ def run_batches(  # noqa: PLR0913 - the artifact, its samples, its sizes, and it
     for start in range(0, samples, batch):
         images = load(start, min(start + batch, samples))
         count = size_of(images)
-        results.append(rows_of(run(filled(images, max(count, smallest))), spans)[:count])
+        results.append(rows_of(run(filled(images, max(count, smallest))), spans, what)[:count])
     return np.concatenate(results)
 
 

@@ -52,6 +52,12 @@ class SizedRun(NamedTuple):
     """(samples, values of all outputs)."""
     reference: Logits
     """The same of the FP32 network."""
+    spans: tuple[Span, ...]
+    """The columns of each output, which may follow the size of the images."""
+
+    def span_of(self, name: str) -> Span:
+        """Return the columns of an output at this size."""
+        return next(span for span in self.spans if span.name == name)
 
 
 class Ran(NamedTuple):

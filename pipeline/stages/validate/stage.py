@@ -286,7 +286,7 @@ def _run_all(run: Run, project: Project, variant: Variant, sizes: BatchSizes) ->
 
     first, *others = map(of_size, (sizes.most, *sizes.others))
     rows = [check_rows(run, load, reference, size, known.get(size), measured, lift=lift) for size in sizes.checked]
-    sized = run_sizes(run, project, variant, sizes, spans)
+    sized = run_sizes(run, project, variant, sizes)
     return first._replace(rows=tuple(row for found in rows for row in found), others=tuple(others), sized=sized)
 
 

@@ -149,7 +149,7 @@ def test_an_engine_without_its_weights_is_opened_with_them(tmp_path: Path, monke
         opened.append(file)
         raise ArtifactError("opened")
 
-    monkeypatch.setattr("model_artifacts.deployment.loading.open_runners", refuse)
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_serving", refuse)
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     write_record(tmp_path / "manifest.json", manifest(STRIPPED).model_copy(update={"model": MODEL}))
     put(tmp_path, ENGINE, CACHE, ONNX)
@@ -177,7 +177,7 @@ def test_kernels_that_did_not_arrive_are_no_reason_to_refuse(
         opened.append(file)
         raise ArtifactError("opened")
 
-    monkeypatch.setattr("model_artifacts.deployment.loading.open_runners", refuse)
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_serving", refuse)
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     lazy = STRIPPED.model_copy(update={"kernel_specialization": KernelSpecialization.LAZY})
     write_record(tmp_path / "manifest.json", manifest(lazy).model_copy(update={"model": MODEL}))

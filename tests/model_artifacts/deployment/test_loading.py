@@ -18,6 +18,7 @@ from model_artifacts.deployment.requirements import Requirements
 from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, BatchRange, Manifest, Precision
+from model_artifacts.serving.runners import Opened
 from model_artifacts.sessions.preprocessing import to_input
 from tests.support.deployables import engine, machine, module
 from tests.support.hosts import H100
@@ -212,6 +213,29 @@ def test_threads_call_a_model_at_once(built: Project) -> None:
             model(images[:2])
 
 
+@pytest.mark.parametrize("batching", [None, pipeline.Batching(4, 1)], ids=["alone", "batching"])
+def test_a_stream_gives_what_the_model_gives(built: Project, batching: pipeline.Batching | None) -> None:
+    """As docs/deploy.md shows it: batches of several sizes go in, and the outputs come in their order."""
+    spec = built.manifest().model.preprocessing  # type: ignore[union-attr]  # a finished build
+    assert spec is not None
+    pixels = to_input(built.pixels(built.data().validation)[:8], spec)
+    batches = [pixels[:3], pixels[3:6], pixels[6:7], pixels[:3]]
+    with pipeline.load(built.paths.root, batching=batching) as model:
+        assert model.entry.backend is Backend.ONNXRUNTIME
+        expected = [model(batch) for batch in batches]
+        found = list(model.stream((batch for batch in batches), buffers=3))
+        assert len(found) == len(expected)
+        for got, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+        left = model.stream(batches * 10)
+        next(left)
+    with pytest.raises(RunError, match="the model is closed"):
+        next(left)
+    with pytest.raises(RunError, match="the model is closed"):
+        model.stream(batches)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+
+
 def test_what_cannot_be_served_so_is_said(
     built: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,10 +244,10 @@ def test_what_cannot_be_served_so_is_said(
     real = pipeline.resolve(built.paths.root, only)
     small = real.entry.model_copy(update={"profile": BatchRange(min=1, opt=2, max=4)})
 
-    def one(*_: object) -> AbstractContextManager[tuple[Callable[[Batch], Batch], ...]]:
-        return nullcontext((lambda batch: np.eye(10, dtype=np.float32)[: len(batch)],))
+    def one(*_: object) -> AbstractContextManager[Opened]:
+        return nullcontext(Opened((lambda batch: np.eye(10, dtype=np.float32)[: len(batch)],)))
 
-    monkeypatch.setattr("model_artifacts.deployment.loading.open_runners", one)
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_serving", one)
     monkeypatch.setattr("model_artifacts.deployment.loading.resolve_entry", lambda *_: real._replace(entry=small))
     with pipeline.load(built.paths.root, only, contexts=3, batching=pipeline.Batching(64, 0)) as model:
         assert model.contexts == 1

@@ -15,7 +15,7 @@ from PIL import Image
 import model_artifacts as pipeline
 from model_artifacts.deployment.model import Model
 from model_artifacts.deployment.resolution import Device, Resolution, Tier
-from model_artifacts.errors import ArtifactError, DataError, RunError
+from model_artifacts.errors import ArtifactError, DataError, RunError, UsageError
 from model_artifacts.records import Backend, BatchRange, Decoding, Fit, Task, TensorSpec
 from model_artifacts.sessions.preprocessing import to_input, to_pixels
 from tests.support.hosts import H100
@@ -241,6 +241,60 @@ def test_a_model_closes_after_the_batch_that_runs(built: Project) -> None:
     model.close()
     assert done == [1]
     thread.join()
+
+
+def test_a_stream_checks_as_a_call_does(built: Project) -> None:
+    """Tensors go in as arrays, and what a call refuses is refused in its place, with the same message."""
+    facts = built.manifest().model
+    assert facts is not None
+    model = Model(
+        Resolution(entry("x"), Device(Tier.ONNX, None), None, None, ()), facts, lambda batch: batch[:, 0, 0, :10] * 2
+    )
+    good = torch.ones((2, 3, 32, 32), requires_grad=True)
+    for bad in (np.ones((2, 3, 32, 32)), np.full((2, 3, 32, 32), np.nan, np.float32), np.ones((3, 32, 32), np.float32)):
+        with pytest.raises(RunError) as alone:
+            model(bad)
+        given: Any = [good, bad, good]
+        results = model.stream(given)
+        np.testing.assert_array_equal(next(results), np.full((2, 10), 2, np.float32))
+        with pytest.raises(RunError) as found:
+            next(results)
+        assert str(found.value) == str(alone.value)
+
+
+@pytest.mark.parametrize(
+    ("batches", "buffers", "message"),
+    [
+        (np.ones((2, 3, 32, 32), np.float32), 3, "got: +one ndarray"),
+        (torch.ones((2, 3, 32, 32)), 3, "got: +one Tensor"),
+        ({"image": np.ones((2, 3, 32, 32), np.float32)}, 3, "got: +one dict"),
+        (7, 3, "got: +one int"),
+        ([], 1, "2 to 4 buffers"),
+        ([], 5, "2 to 4 buffers"),
+        ([], True, "2 to 4 buffers"),
+    ],
+    ids=["array", "tensor", "mapping", "number", "one", "five", "bool"],
+)
+def test_a_stream_of_something_else_is_refused_at_once(
+    built: Project, batches: Any, buffers: Any, message: str
+) -> None:
+    """The call itself says so, not the first result."""
+    with pipeline.load(built.paths.root) as model, pytest.raises(UsageError, match=message):
+        model.stream(batches, buffers=buffers)
+
+
+def test_outputs_of_a_stream_have_the_names_of_the_manifest(built: Project) -> None:
+    """In its order; others are refused, as of a call."""
+    facts = built.manifest().model
+    assert facts is not None
+    specs = [TensorSpec(name=name, shape=("batch", 1), dtype="float32", layout="") for name in ("first", "second")]
+    named = Resolution(entry("x", outputs=tuple(specs)), Device(Tier.ONNX, None), None, None, ())
+    batch = np.ones((1, 3, 32, 32), np.float32)
+    model = Model(named, facts, lambda _: {"second": np.ones((1, 1)), "first": np.zeros((1, 1))})
+    (found,) = model.stream([batch])
+    assert list(found) == ["first", "second"]
+    with pytest.raises(RunError, match="other outputs than the manifest says"):
+        list(Model(named, facts, lambda _: np.ones((1, 1))).stream([batch]))
 
 
 class OnGpu(torch.Tensor):

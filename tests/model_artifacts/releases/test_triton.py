@@ -196,9 +196,13 @@ def test_warm_up_of_free_axes(artifacts: Callable[..., Path], tmp_path: Path) ->
     """Axes are free in the configuration; the warm-up's images have the size that predict prepares."""
     ranges = (AxisRange(name="height", min=24, opt=40, max=48), AxisRange(name="width", min=24, opt=40, max=64))
     sized = IMAGE.model_copy(update={"shape": ("batch", 3, "height", "width"), "ranges": ranges})
-    make_repositories(artifacts(plan("h100", 1.0).model_copy(update={"inputs": (sized,)})), tmp_path / "triton")
+    plain = plan("h100", 1.0)
+    maps = plain.outputs[0].model_copy(update={"shape": ("batch", 10, "height", "logits_axis_3")})
+    entry = plain.model_copy(update={"inputs": (sized,), "outputs": (maps,)})
+    make_repositories(artifacts(entry), tmp_path / "triton")
     config = config_of(tmp_path / "triton/sm90/m-fp16-b1-4-8-trt")
     assert list(config.input[0].dims) == [3, -1, -1]
+    assert list(config.output[0].dims) == [10, -1, -1]
     assert list(config.model_warmup[0].inputs["image"].dims) == [3, 32, 32]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from model_artifacts.errors import KernelsError
+from model_artifacts.errors import KernelsError, RunError
 from model_artifacts.host import cuda
 from model_artifacts.records import (
     Backend,
@@ -25,7 +25,8 @@ from model_artifacts.records import (
     Variant,
 )
 from model_artifacts.serving.pool import Pool
-from model_artifacts.serving.runners import open_runners
+from model_artifacts.serving.runners import open_runners, open_serving
+from model_artifacts.serving.streams import Streams
 from model_artifacts.sessions import engine as engine_sessions
 from model_artifacts.sessions.engine import Engine
 from model_artifacts.sessions.opening import ArtifactFile
@@ -166,6 +167,82 @@ def test_without_a_place_nothing_is_kept(machine: Machine) -> None:
     with open_runners(machine.file) as (run,):
         run(IMAGES)
     assert machine.kept.read() is None
+
+
+def batches(start: int, count: int) -> Iterator[Any]:
+    """Yield batches of 1 to 4 images, each of one value: `start`, and the numbers after it."""
+    for number in range(start, start + count):
+        yield np.full((1 + number // 5 % 4, 3, 4, 4), number, np.float32)
+
+
+def streams_of(stack: ExitStack, machine: Machine) -> tuple[Pool, Streams]:
+    """Return the pool and the streams of an open engine with one context."""
+    opened = stack.enter_context(open_serving(machine.file, 1, machine.kept))
+    assert opened.overlap is not None
+    pool = Pool(opened.runs)
+    streams = Streams(pool, opened.overlap)
+    stack.callback(streams.close)
+    return pool, streams
+
+
+@pytest.mark.parametrize("buffers", [2, 3, 4])
+def test_a_stream_gives_what_the_runner_gives(machine: Machine, buffers: int) -> None:
+    """It has a context of its own with the compiled kernels, and the thread keeps its GPU between the results."""
+    with ExitStack() as stack:
+        pool, streams = streams_of(stack, machine)
+        expected = [pool(batch) for batch in batches(0, 30)]
+        machine.cuda.current = 1
+        found = streams.results(batches(0, 30), lambda batch: batch, buffers)
+        for outputs, wanted in zip(found, expected, strict=True):
+            assert machine.cuda.current == 1
+            np.testing.assert_array_equal(outputs, wanted)
+        assert machine.cuda.chosen[-2:] == [H100.index, 1]
+        assert machine.engine.caches == [None, b"kernels"]
+        assert len(machine.cuda.blocks) == 2  # those of the runner
+        machine.cuda.current = H100.index
+
+
+def test_streams_of_several_threads_have_their_own_results(machine: Machine) -> None:
+    """Each has a context, and so has a call in between; one that is left gives its memory back at once."""
+
+    def use(start: int) -> list[Any]:
+        return list(streams.results(batches(start, 20), lambda batch: batch, 3))
+
+    with ExitStack() as stack:
+        pool, streams = streams_of(stack, machine)
+        starts = [0, 100, 200]
+        expected = [[pool(batch) for batch in batches(start, 20)] for start in starts]
+        with ThreadPoolExecutor(3) as threads:
+            for found, wanted in zip(threads.map(use, starts), expected, strict=True):
+                for outputs, those in zip(found, wanted, strict=True):
+                    np.testing.assert_array_equal(outputs, those)
+        for _ in streams.results(batches(0, 20), lambda batch: batch, 3):
+            assert pool(IMAGES).shape == (2, 10)
+            assert len(machine.cuda.blocks) > 2
+            break
+        assert len(machine.cuda.blocks) == 2
+
+
+def test_the_end_of_an_engine_ends_its_streams(machine: Machine) -> None:
+    """Everything is given back while the caller still has the stream, and nothing more is run."""
+    with ExitStack() as stack:
+        _, streams = streams_of(stack, machine)
+        left = streams.results(batches(0, 20), lambda batch: batch, 3)
+        next(left)
+    assert machine.cuda.idle
+    with pytest.raises(RunError, match="the model is closed"):
+        next(left)
+
+
+def test_a_stream_without_room_leaves_the_engine_usable(machine: Machine) -> None:
+    """Its error names the memory, and a call goes on."""
+    with ExitStack() as stack:
+        pool, streams = streams_of(stack, machine)
+        machine.cuda.total = 3000
+        with pytest.raises(RunError, match="too little free memory"):
+            list(streams.results(batches(15, 4), lambda batch: batch, 4))
+        assert pool(IMAGES).shape == (2, 10)
+        assert len(machine.cuda.blocks) == 2
 
 
 @pytest.mark.parametrize(("backend", "contexts"), [(Backend.ONNXRUNTIME, 4), (Backend.ONNX_REFERENCE, 1)])

@@ -104,6 +104,22 @@ def test_images_of_every_size_in_the_range_give_their_logits(engine: Engine, loa
         assert loaded.contexts[0].images == (2, 3, 4, 4)
 
 
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_maps_of_every_size_come_as_large_as_their_images(engine: Engine, loaded: Any, *, cuda_graph: bool) -> None:
+    """The buffers hold the maps of the largest images; each batch takes its own part, in the shape that it has."""
+    ranges = (AxisRange(name="height", min=2, opt=4, max=8), AxisRange(name="width", min=2, opt=4, max=6))
+    given, maps = loaded.inputs[0], loaded.outputs[0]
+    loaded.inputs = (given.model_copy(update={"shape": ("batch", 3, "height", "width"), "ranges": ranges}),)
+    loaded.outputs = (maps.model_copy(update={"shape": ("batch", 10, "height", "width")}),)
+    loaded.maps = True
+    with engine.session(cuda_graph=cuda_graph) as run, engine.overlap() as overlap:
+        for height, width in ((4, 4), (8, 6), (2, 6), (8, 2)):
+            batch = np.ascontiguousarray(np.broadcast_to(images(3)[:, :, :1, :1], (3, 3, height, width)))
+            wanted = np.broadcast_to(logits(3)[:, :, None, None], (3, 10, height, width))
+            np.testing.assert_allclose(run(batch), wanted)
+            np.testing.assert_allclose([*overlap.map([batch, batch])], [wanted, wanted])
+
+
 def test_an_engine_that_streams_weights_runs_without_graphs(engine: Engine, loaded: Any) -> None:
     """Weights that are streamed exclude the capture of a graph, so that every batch enqueues the kernels."""
     loaded.streams_weights = True

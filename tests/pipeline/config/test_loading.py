@@ -386,6 +386,7 @@ _SOUND_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "tensorrt": st.fixed_dictionaries({"refit": st.booleans(), "timing_cache": st.booleans()}),
     "torch_tensorrt": st.fixed_dictionaries({"min_block_size": st.integers(1, 9)}),
     "validation": st.fixed_dictionaries({"timeout_seconds": st.integers(1, 5000)}),
+    "quantization": st.fixed_dictionaries({"calibration": st.sampled_from(["auto", "max", "mse", "99.9%", "100%", 5])}),
     "leave_unquantized": st.fixed_dictionaries({"int8": st.lists(st.sampled_from(["conv1", "fc"]), unique=True)}),
     "artifacts": st.sampled_from(["artifacts", "build/out"]),
 }

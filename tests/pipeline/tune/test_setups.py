@@ -9,19 +9,21 @@ import pytest
 
 from model_artifacts.errors import UsageError
 from pipeline.config.loading import load_config
+from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.plan import Plan
+from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
+from pipeline.stages import STAGES
 from pipeline.tune.records import Choice, Point, TuneRecord
 from pipeline.tune.setups import Setups, name_of, narrowed, values_of
+from tests.conftest import TINY
 from tests.support.plans import config_of, engines_of, plan_of
 from tests.support.searches import LEVEL, STREAMS
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from pipeline.planning.project import Project
 
 ENGINE = "tiny/rtx-sm80+/fp32-b1-ws16MiB"
 RANGE = {"min": 1, "opt": 8, "max": 32}
@@ -61,6 +63,21 @@ def test_a_choice_has_a_folder_whose_model_and_graphs_are_those_of_the_configura
     before, now = ({field.name: field.value for field in key_of(at, step).fields} for at in (setups.base, project))
     assert {name for name in before if before[name] != now[name]} == {"settings"}
     assert not is_current(project, step)
+
+
+def test_a_point_is_refused_once_its_configuration_has_other_images(tmp_path: Path) -> None:
+    """Run by hand, it would write its former images through the link into those of the configuration."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(TINY)
+    base = Project.load(file, STAGES)
+    claim(base)
+    for choices in ((STREAMS,), (LAYERS,)):
+        file.write_text(TINY)
+        point = Setups(base).project(choices)
+        check_owner(point)
+        file.write_text(TINY.replace("validation: 100", "validation: 90"))
+        with pytest.raises(UsageError, match=r"(?s)would overwrite results of .*through the link.*other `data`"):
+            check_owner(point)
 
 
 def test_layers_left_in_fp16_have_graphs_of_their_own(setups: Setups) -> None:

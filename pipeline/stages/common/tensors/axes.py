@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config.axes import named_inputs, own_sizes
+from pipeline.config.axes import named_inputs, own_sizes, ranges_without
 from pipeline.config.loading import placed_error
 
 if TYPE_CHECKING:
@@ -72,22 +72,17 @@ def _naming_problems(specs: Sequence[TensorSpec], written: Sequence[InputAxes]) 
 def _range_problems(specs: Sequence[TensorSpec], config: Config) -> Iterator[tuple[Location, str]]:
     """Yield the ranges that do not fit the samples' own size, at which every artifact is validated."""
     own = own_sizes(specs, named_inputs(specs, config.data.axes, config.axes))
-    for index, profile in enumerate(config.profiles):
-        for axis in profile.axes:
-            if text := _misfit(axis, own[axis.name], config.data.tensors):
-                yield ("profiles", index), f"`profiles[{index}]`: {text}"
+    tensors = config.data.tensors
+    for index, axis in ranges_without([item.axes for item in config.profiles], own, ends=tensors is not None):
+        yield ("profiles", index), f"`profiles[{index}]`: {_misfit(axis, own[axis.name], tensors)}"
 
 
 def _misfit(axis: AxisRange, own: int, tensors: str | None) -> str:
-    """Return what keeps a range from the samples' own size; empty if it fits."""
+    """Return what keeps a range from the samples' own size."""
     span = f"{axis.name} {axis.min} to {axis.max}"
     if tensors is None:
-        if axis.takes(own):
-            return ""
         fact = f"{span} does not hold the images' own {axis.name}, {own}, at which every artifact is validated"
         return f"{fact}; widen it, or change `preprocessing`"
-    if axis.max == own:
-        return ""
     fact = f"{span} must end at the size of the samples in {tensors}, {own}: smaller ones are their beginnings"
     advice = "pad the samples at their end" if axis.max > own else "shorten the samples"
     return f"{fact}; write `max: {own}`, or {advice}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.records import Task
+from model_artifacts.records import Question, Task
 from pipeline.config.axes import shown_sizes
+from pipeline.stages.common.rows import nearest
 from pipeline.stages.validate.judgement import judge_logits
 from pipeline.stages.validate.metrics import measure
 from pipeline.stages.validate.outputs import labelled
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.stages.validate.outputs import SizedRun
 
 _SHOWN = "relative L2"
-"""The check that stands for a size that passes all of them."""
+"""The check that stands for a size that passes all of them, beside those of answers that follow the image."""
 
 
 def judge_sizes(
@@ -38,19 +39,31 @@ def judge_sizes(
         rounding: the rounding of all outputs, at every size.
 
     Returns:
-        the relative L2 at each size, and every other check that fails.
+        the relative L2 at each size, the check of answers that follow the image, and every other check that fails.
     """
     checks: list[GateCheck] = []
     for run in runs:
-        own = yardstick._replace(rounding=rounding.at(run.samples.axes).of(span.name), emulated=None, is_part=True)
-        got, want = run.rows[:, span.columns], run.reference[:, span.columns]
-        truth = None if labels is None else labels[: run.samples.samples]
+        here = run.span_of(span.name)
+        own = yardstick._replace(
+            rounding=rounding.at(run.samples.axes).of(span.name), emulated=None, is_part=True, sample_shape=here.shape
+        )
+        got, want = run.rows[:, here.columns], run.reference[:, here.columns]
+        truth = None if labels is None else _truth_at(labels[: run.samples.samples], here, own.task)
         accuracy = measure(got, want, truth if own.task is Task.CLASSIFICATION else None, own.names, own.task)
+        follows = bool(run.samples.shapes)
         where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
         judged = judge_logits(got, want, truth, accuracy, own)
         checks += [
             check.model_copy(update={"metric": check.metric + where})
             for check in judged.checks
-            if check.metric == _SHOWN or not check.passed
+            if check.metric == _SHOWN or not check.passed or (follows and check.question is Question.GOOD_ENOUGH)
         ]
     return labelled(checks, span)
+
+
+def _truth_at(labels: npt.NDArray[Any], span: Span, task: Task) -> npt.NDArray[Any]:
+    """Return the truth of images in another size: masks take the nearest pixel, and all else stays as it is."""
+    if task is not Task.SEGMENTATION or span.shape is None:
+        return labels
+    rows, columns = (nearest(*pair) for pair in zip(labels.shape[1:], span.shape[1:], strict=True))
+    return labels[:, rows][:, :, columns]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
 from model_artifacts.records import AxisRange, BatchRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
+from model_artifacts.sessions.feeds.staging import Copiers, pieces_of
 from tests.support.fake_cuda import FakeEngine
 from tests.support.hosts import H100
 from tests.support.lazy_cuda import LazyRuntime
@@ -124,6 +125,9 @@ def test_another_shape_discards_no_batch_under_way(loaded: Any) -> None:
         overlap.put(images(2, 5))
         with pytest.raises(RunError, match="batches of another shape are under way"):
             overlap.put(images(3, 50))
+        with pytest.raises(RunError, match=r"(?s)batches of another shape are under way.*take their results first"):
+            overlap.prepare(3)
+        overlap.prepare(2)  # the shape that there is
         check(overlap.result(), 2, 5)
         overlap.put(images(3, 50))
         check(overlap.result(), 3, 50)
@@ -140,6 +144,26 @@ def test_calls_out_of_time_are_refused(loaded: Any, gpu: LazyRuntime) -> None:
         with pytest.raises(RunError, match="has ended"):
             late()
     assert gpu.idle
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_large_batches_go_in_pieces(gpu: LazyRuntime, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Each piece goes on to the GPU by itself, in any order, and the caller may write to its array at once."""
+    monkeypatch.setattr("model_artifacts.sessions.feeds.staging.PIECE_BYTES", 100)
+    monkeypatch.setattr(pieces_of, "__defaults__", (100,))
+    loaded: Any = FakeEngine(gpu, BatchRange(min=1, opt=12, max=12, tuned=(6, 12)))
+    with closing(Copiers(threads)) as copiers, Engine(loaded, H100, copiers).overlap(3) as overlap:
+        batch, found = images(12, 0), []
+        for start in range(0, 60, 10):
+            batch[...] = images(12, start)
+            if overlap.full:
+                found.append(np.array(overlap.result()))
+            overlap.put(batch)
+        found += [np.array(overlap.result()) for _ in range(len(overlap))]
+        for number, got in enumerate(found):
+            np.testing.assert_array_equal(got, logits(12, 10 * number))
+        (padded,) = overlap.map([images(8, 3)])
+        np.testing.assert_array_equal(padded, logits(8, 3))
 
 
 def test_callers_fill_the_pinned_memory_themselves(loaded: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,8 +30,8 @@ def test_results_come_in_the_order_of_the_batches(buffers: int, starts: list[boo
         assert started[: len(ended)] == ended
 
 
-@pytest.mark.parametrize("buffers", [0, 1, 5])
-def test_other_numbers_of_buffers_are_refused(buffers: int) -> None:
+@pytest.mark.parametrize("buffers", [0, 1, 5, 2.5, True, "3"], ids=repr)
+def test_other_numbers_of_buffers_are_refused(buffers: Any) -> None:
     """One buffer overlaps nothing, and a fifth one has nothing to do."""
     with pytest.raises(UsageError, match="2 to 4 buffers"):
         Turns(buffers)

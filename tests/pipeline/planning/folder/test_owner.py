@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.errors import UsageError
+from model_artifacts.errors import ConfigError, UsageError
 from pipeline.cli.main import main
 from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from tests.support.configs import MATRIX
+from tests.support.configs import MATRIX, PREPROCESSING
 from tests.support.doit_runs import doit
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def _project(file: Path, text: str) -> Project:
         (MODEL + "data: {validation: 400}\n", "`data`"),
         (MODEL + "gates: {margin: 0.02}\n", "`gates`"),
         (MODEL + "tensorrt: {refit: true}\n", "`tensorrt`"),
+        (MODEL + "quantization: {calibration: mse}\n", "`quantization`"),
         (MODEL + "leave_unquantized: {int8: [a]}\ndata: {calibration: 8}\n", "`data`, `leave_unquantized`"),
     ],
 )
@@ -115,6 +116,64 @@ def test_a_copied_folder_belongs_to_the_copied_configuration(tmp_path: Path) -> 
     claim(_project(tmp_path / "a" / "pipeline.yaml", MODEL))
     (tmp_path / "a").rename(tmp_path / "b")
     check_owner(Project.load(tmp_path / "b" / "pipeline.yaml", STAGES))
+
+
+LINKED = "tensorrt: {max_aux_streams: 0}\ngates: {margin: 0.02}\n"
+"""What a point of a search has beside the links."""
+
+
+def _point(folder: Path, text: str, links: tuple[str, ...] = ("data", "onnx", "source")) -> Project:
+    """Return a project whose images, graphs and model are links to those of `pipeline.yaml`, as a search leaves it."""
+    project = _project(folder / "artifacts/mine/tune/point/pipeline.yaml", text)
+    project.paths.folder.mkdir(parents=True)
+    for name in links:
+        (folder / "artifacts/mine" / name).mkdir()
+        (project.paths.folder / name).symlink_to(f"../../../../{name}")
+    return project
+
+
+@pytest.mark.parametrize(
+    ("links", "changed", "differs"),
+    [
+        (("data",), "data: {validation: 400}\n", "`data`"),
+        (("data", "onnx"), "data: {validation: 400}\nleave_unquantized: {int8: [a]}\n", "`data`, `leave_unquantized`"),
+        (("source", "onnx"), PREPROCESSING.format(64, 64, "bilinear", "[0, 0, 0]", "[1, 1, 1]"), "`preprocessing`"),
+    ],
+    ids=["images", "layers", "preprocessing"],
+)
+def test_nothing_is_overwritten_through_links(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], links: tuple[str, ...], changed: str, differs: str
+) -> None:
+    """A former point of a search is refused once its configuration makes other images or graphs."""
+    (tmp_path / "artifacts/mine/tune/point").mkdir(parents=True)
+    base = _project(tmp_path / "pipeline.yaml", MODEL)
+    claim(base)
+    point = _point(tmp_path, MODEL + LINKED, links)
+    check_owner(point)
+    own = "precisions: [fp16, int8]\n" if "leave" in changed else ""
+    _project(base.config_file, MODEL + own + changed)
+    with pytest.raises(UsageError, match=rf"(?s)through the link {point.paths.folder}.*other {differs}.*search again"):
+        check_owner(point)
+    assert main(["data", "mine", "--config", str(point.config_file)]) == 2
+    assert "would overwrite results of" in capsys.readouterr().err
+    assert not [*(tmp_path / "artifacts/mine" / links[0]).iterdir()]
+    check_owner(base)
+
+
+def test_links_to_what_nobody_makes_otherwise_are_no_matter(tmp_path: Path) -> None:
+    """Other layers have graphs of their own; a disk elsewhere has no configuration, nor has a file that is gone."""
+    (tmp_path / "artifacts/mine/tune/point").mkdir(parents=True)
+    base = _project(tmp_path / "pipeline.yaml", MODEL)
+    claim(base)
+    point = _point(tmp_path, MODEL + LINKED + "leave_unquantized: {int8: [a]}\nprecisions: [int8]\n", ("data",))
+    (tmp_path / "disk").mkdir()
+    (point.paths.folder / "releases").symlink_to(tmp_path / "disk")
+    check_owner(point)
+    base.config_file.write_text("nonsense: 1\n")
+    with pytest.raises(ConfigError, match="nonsense"):
+        check_owner(point)
+    base.config_file.unlink()
+    check_owner(point)
 
 
 def test_a_step_refuses_before_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from model_artifacts.errors import UsageError
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Manifest, model_names
+from pipeline.config.files.models import sources_of
 from pipeline.planning.folder.owner import check_owner, claim, is_made
 from pipeline.planning.folder.projects import load_projects, project_of, project_with
 from pipeline.planning.folder.whole import left_models, write_part
@@ -19,6 +20,9 @@ from tests.support.manifests import entry, manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pipeline.config.files.models import Sources
+    from pipeline.config.files.yaml_source import YamlSource
 
 TWO = "models: [{model: {name: first, weights: sample}}, {model: {name: second, weights: sample}}]\n"
 
@@ -67,6 +71,29 @@ def test_every_model_of_the_configuration_is_kept(tmp_path: Path, elsewhere: str
     assert model_names(read_record(first.paths.manifest, Manifest)) == ("first", "second")
     file.write_text("model: {name: first, weights: sample}\n" + MATRIX)
     assert [*left_models(first)] == ["no configuration makes second any more"]
+
+
+def test_a_configuration_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of its models ask whether it makes the others; another content of the file is read again."""
+    read: list[YamlSource] = []
+
+    def counted(source: YamlSource) -> Sources:
+        read.append(source)
+        return sources_of(source)
+
+    monkeypatch.setattr("pipeline.config.loading.sources_of", counted)
+    file, other = tmp_path / "pipeline.yaml", tmp_path / "other.yaml"
+    file.write_text(TWO + MATRIX)
+    other.write_text("model: {name: third, weights: sample}\n" + MATRIX)
+    for project in (*load_projects(file, STAGES), *load_projects(other, STAGES)):
+        claim(project)
+        write_part(project, part(project.plan.model))
+    for project in load_projects(file, STAGES):
+        assert [*left_models(project)] == []
+    assert len(read) == 2
+    file.write_text(TWO.replace("second", "fourth") + MATRIX)
+    assert [project.plan.model for project in load_projects(file, STAGES)] == ["first", "fourth"]
+    assert len(read) == 3
 
 
 def part(model: str) -> Manifest:

@@ -10,7 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
+from pipeline.stages.quantize.bias_correction import (
+    Centre,
+    centre_outputs,
+    correct_biases,
+    input_means,
+    output_shifts,
+)
 from tests.support.quantized_graphs import Given, weights
 
 Array = npt.NDArray[np.float32]
@@ -184,6 +190,17 @@ def test_output_that_no_plain_bias_ends_stays(more: dict[str, Any]) -> None:
     exact, rounded = classifier(WEIGHT, BIAS, **more), classifier(np.rint(WEIGHT), BIAS, **more)
 
     assert output_shifts(rounded, exact, Given(IMAGES)) == {}
+
+
+def test_one_run_of_the_exact_graph_centres_several_graphs() -> None:
+    """Each quantised graph has a shift of its own, against the same outputs."""
+    exact = classifier(WEIGHT, BIAS)
+    centre = Centre.of(exact, Given(IMAGES))
+
+    for steps in (1, 2):
+        rounded = classifier((np.rint(WEIGHT * steps) / steps).astype(np.float32), BIAS)
+        assert np.abs(centre.shifts(rounded)["logits"]).max() > 0.05
+        np.testing.assert_allclose(centre.shifts(centre.centred(rounded))["logits"], 0, atol=1e-5)
 
 
 def test_outputs_that_are_not_finite_stay() -> None:

@@ -18,10 +18,10 @@ from model_artifacts.records import Graph
 from pipeline.planning.keys import make_key
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.quantize import calibration, stage
+from pipeline.stages.quantize import calibration, placing, stage
 from pipeline.stages.quantize.bias_correction import input_means
 from pipeline.stages.quantize.calibration import Calibration, Largest, Ranges, kept_ranges
-from pipeline.stages.quantize.placement import PERCENTILE
+from pipeline.stages.quantize.rules import PERCENTILE
 from tests.support.quantized_graphs import Given
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def test_the_graph_is_the_one_of_onnx_runtimes_calibraters(
     project.paths.ranges.unlink(missing_ok=True)
     files = []
     for takes_ranges in (True, False):
-        monkeypatch.setattr(stage, "TAKES_RANGES", takes_ranges)
+        monkeypatch.setattr(placing, "TAKES_RANGES", takes_ranges)
         files.append(tmp_path / f"{takes_ranges}.onnx")
         stage.place(project, graph, files[-1], (), tmp_path)
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -220,7 +220,7 @@ def test_large_activations_are_taken_from_fewer_images(
         monkeypatch.setattr(calibration, "_MOST_BYTES", at_once)
         given = Given(images)
         run = Calibration(graph, 99.0, tmp_path)
-        ranges.append(run.run(given, sorted(run.names(["Conv"]))).percentiles)
+        ranges.append(run.run(given, sorted(run.names(["Conv"]))).clipped)
         means.append(input_means(graph, Given(images)))
     assert given.sizes == [1, size]
     assert [*ranges[0]] == ["image", "map", "middle"]

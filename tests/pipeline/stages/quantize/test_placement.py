@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.records import Graph
 from pipeline.stages.quantize.placement import outer_layers, quantizer_settings
+from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import carry_skips_in_int8, leave, leave_idle, quantized_nodes
-from pipeline.stages.quantize.stage import place_pairs
 from tests.support.quantized_graphs import Given, nodes, read_by, residual_graph, run, weights
 
 if TYPE_CHECKING:

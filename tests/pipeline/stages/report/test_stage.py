@@ -318,7 +318,7 @@ def test_the_same_build_keeps_its_release(copied: Path, capsys: pytest.CaptureFi
 
 
 def test_a_slower_build_breaks_its_release(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit status 1 with the table and each bound that is broken; the failure is never taken for up to date."""
+    """Exit status 1 with the changes and each bound that is broken; the failure is never taken for up to date."""
     released(copied, faster)
     assert main(["report", "tiny", "--config", str(copied / "pipeline.yaml")]) == 1
     printed = capsys.readouterr()

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 
 from model_artifacts.errors import QuantizeError
 from model_artifacts.records import Graph, Precision
+from model_artifacts.sessions.onnx import run_stand_in
 from pipeline.adapters.onnx_graph import layer_shares
 from pipeline.cli.main import main
 from pipeline.planning.freshness import is_current
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
+from pipeline.stages.common.samples import to_batch
+from pipeline.stages.quantize.bias_correction import centre_outputs, output_shifts
 from pipeline.stages.quantize.calibration import Images
 from pipeline.stages.quantize.rewriting import quantized_layers, quantized_nodes
 from pipeline.stages.quantize.stage import calibrate, make_quantized
@@ -122,6 +125,27 @@ def test_each_node_is_quantised_alone(measured: tuple[Project, Sensitivity]) -> 
     assert all((layer.weights > 0) == (layer.kind in {"Conv", "Gemm"}) for layer in found.layers)
     for layer in found.layers:
         assert [node.name for node in quantized_nodes(calibrated.quantizing(layer.name))] == [layer.name]
+
+
+def test_graphs_are_judged_with_centred_outputs(measured: tuple[Project, Sensitivity]) -> None:
+    """A shift of all logits alike is taken away, as in the graph that is built, so that it ranks no node."""
+    project, found = measured
+    calibrated, data = calibrated_of(project), project.data()
+    pixels = np.asarray(project.pixels(data.calibration))
+    whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
+    judging = to_batch(halves(pixels)[1], data.preprocessing)
+
+    def distance(model: onnx.ModelProto) -> float:
+        got, want = (run_stand_in(item.SerializeToString(), judging, 16) for item in (model, whole))
+        assert isinstance(got, np.ndarray)
+        assert isinstance(want, np.ndarray)
+        return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+    plain = calibrated.leaving(())
+    shifted = distance(plain)
+    centred = distance(centre_outputs(plain, output_shifts(plain, whole, Images(pixels[::2], data.preprocessing))))
+    assert found.plain.relative_l2 == pytest.approx(centred, rel=1e-3)
+    assert abs(shifted - centred) > 0.01 * centred
 
 
 def test_the_proposal_keeps_a_gate_that_plain_int8_misses(measured: tuple[Project, Sensitivity]) -> None:

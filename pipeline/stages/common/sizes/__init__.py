@@ -1,0 +1,1 @@
+"""Outputs of networks that take images of several sizes."""

@@ -1,0 +1,1 @@
+"""Tests of outputs that follow the size of the image."""
