@@ -6,6 +6,9 @@
 All parts take turns with whole calls of `predict` in one process, on the same JPEGs of ImageNet's size, 500 x 375.
 Times are medians per image. `run` has the copies and the network. Of an engine, `network` is a call with a batch that
 lies in the GPU's memory, and `copy` the rest.
+
+Each part is timed on one thread. `predict` gets several batches, and reads the next one by several threads while one
+runs; `in turn` does the parts of the same batches one after the other, on one thread.
 """
 
 from __future__ import annotations
@@ -51,12 +54,13 @@ def jpegs(count: int) -> list[bytes]:
     return found
 
 
-def parts_of(model: Model, files: list[bytes], stack: ExitStack) -> dict[str, Callable[[], object]]:
-    """Return the parts of `predict` on a batch, each on what the part before gives, and the whole.
+def parts_of(model: Model, files: list[bytes], batches: int, stack: ExitStack) -> dict[str, Callable[[], object]]:
+    """Return the parts of `predict` on a batch, each on what the part before gives, and the whole on several batches.
 
     Args:
         model: the open model.
-        files: the images.
+        files: the images of a batch.
+        batches: the number of batches.
         stack: frees the GPU's memory of the batch.
     """
     spec, kind = model.preprocessing, model.entry.io.input
@@ -67,6 +71,11 @@ def parts_of(model: Model, files: list[bytes], stack: ExitStack) -> dict[str, Ca
         for image in images:
             image.load()
         return images
+
+    def in_turn() -> None:
+        for _ in range(batches):
+            pixels = np.stack([to_pixels(image, spec) for image in decoded()])
+            answers_of(model(to_feed(pixels, spec, kind)), facts, None, model.entry.io)
 
     images = decoded()
     pixels = np.stack([to_pixels(image, spec) for image in images])
@@ -79,7 +88,8 @@ def parts_of(model: Model, files: list[bytes], stack: ExitStack) -> dict[str, Ca
         "check": lambda: checked_batch(batch, feed_shape(spec, kind), kind),
         "call": lambda: model(batch),
         "answer": lambda: answers_of(outputs, facts, None, model.entry.io),
-        "predict": lambda: model.predict(files),
+        "in turn": in_turn,
+        "predict": lambda: model.predict(files * batches),
     }
     gpu = model.resolution.place.gpu
     if gpu is not None and model.entry.backend is Backend.TENSORRT:
@@ -111,15 +121,15 @@ def in_turns(parts: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: median(found) for name, found in taken.items()}
 
 
-def print_parts(model: Model, found: dict[str, float], count: int) -> None:
-    """Print each part per image, with its share of `predict`, and its ratio to the run of the artifact."""
+def print_parts(model: Model, found: dict[str, float], count: int, batches: int) -> None:
+    """Print each part per image, with its share of `in turn`, and its ratio to the run of the artifact."""
     call = found.pop("call")
     found["run"] = max(0.0, call - found["check"])
-    whole = found.pop("predict")
+    whole, predicted = (found.pop(name) / batches for name in ("in turn", "predict"))
     if "network" in found:
         found["copy"] = max(0.0, found["run"] - found["network"])
-    print(f"{model.entry.id}: {count} images a batch, {threads()} cores")
-    print(f"{'part':<16}{'us an image':>12}{'of predict':>12}{'of run':>9}")
+    print(f"{model.entry.id}: {batches} batches of {count} images, {threads()} cores")
+    print(f"{'part':<16}{'us an image':>12}{'of in turn':>12}{'of run':>9}")
     for name in ("decode", "resize", "normalise", "check", "run", "copy", "network", "answer"):
         if name in found:
             shown = f"  of it {name}" if name in {"copy", "network"} else name
@@ -127,7 +137,8 @@ def print_parts(model: Model, found: dict[str, float], count: int) -> None:
             print(f"{shown:<16}{taken / count * 1e3:12.1f}{taken / whole:12.1%}{taken / found['run']:9.2f}")
     total = sum(taken for name, taken in found.items() if name not in {"copy", "network"})
     print(f"{'sum of parts':<16}{total / count * 1e3:12.1f}{total / whole:12.1%}{total / found['run']:9.2f}")
-    print(f"{'predict':<16}{whole / count * 1e3:12.1f}{1:12.1%}{whole / found['run']:9.2f}")
+    for name, taken in (("in turn", whole), ("predict", predicted)):
+        print(f"{name:<16}{taken / count * 1e3:12.1f}{taken / whole:12.1%}{taken / found['run']:9.2f}")
 
 
 def main() -> int:
@@ -135,14 +146,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", type=Path, nargs="?", default=Path("artifacts"))
     parser.add_argument("--batch", type=int, default=32, help="images a batch; the artifact must take so many")
+    parser.add_argument("--batches", type=int, default=4, help="batches of a call of predict")
     parser.add_argument("--precision")
     parser.add_argument("--input", default="float32")
     parser.add_argument("--output", default="logits")
     options = parser.parse_args()
     wanted = Requirements(batch=options.batch, precision=options.precision, input=options.input, output=options.output)
     with load(options.artifacts, wanted) as model, ExitStack() as stack:
-        parts = parts_of(model, jpegs(options.batch), stack)
-        print_parts(model, in_turns(parts), options.batch)
+        parts = parts_of(model, jpegs(options.batch), options.batches, stack)
+        print_parts(model, in_turns(parts), options.batch, options.batches)
     return 0
 
 

@@ -74,9 +74,8 @@ def test_a_module_with_another_digest_is_not_loaded(copied: Path, mark: Path, mo
     file = next(item.file for item in manifest.artifacts if item.file)
     stranger = copied / "artifacts" / file.path
     stranger.write_bytes(pickle.dumps(Payload(mark)))
-    write_record(
-        path, manifest.model_copy(update={"artifacts": (module("module", 0.1).model_copy(update={"file": file}),)})
-    )
+    entry = module("module", 0.1).model_copy(update={"model": "tiny", "file": file})
+    write_record(path, manifest.model_copy(update={"artifacts": (entry,)}))
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     with pytest.raises(RunError, match="is damaged, or is not the recorded file"), pipeline.load(path.parent):
         pass
@@ -143,7 +142,7 @@ def test_a_module_of_the_right_digest_runs_no_pickle(
     PICKLES[where](path, pickled.getvalue())
     made_by = ModuleContents(segments=1, torch_operators=(), libraries=libraries())
     target = f"sm90-h100-80gb-hbm3-torch{'.'.join(version('torch').split('.')[:2])}"
-    changes = {"file": describe_file(path, artifacts), "module": made_by, "target": target}
+    changes = {"model": "tiny", "file": describe_file(path, artifacts), "module": made_by, "target": target}
     entry = module("module", 0.1).model_copy(update=changes)
     manifest = read_record(artifacts / "manifest.json", Manifest)
     write_record(artifacts / "manifest.json", manifest.model_copy(update={"artifacts": (entry,)}))

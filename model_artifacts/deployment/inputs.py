@@ -64,8 +64,9 @@ def checked_batch(
     ):
         got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__
         raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample, kind))
+    array = np.ascontiguousarray(array)
     check_finite(array)
-    return np.ascontiguousarray(array)
+    return array
 
 
 def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over
@@ -119,7 +120,7 @@ def check_finite(batch: Any) -> None:  # noqa: ANN401 - an array of any library
     if not isinstance(batch, np.ndarray) and not (_is_torch(batch) and batch.is_floating_point()):
         return
     with np.errstate(all="ignore"):
-        if math.isfinite(float(batch.sum())):  # fast; the sum of finite values is rarely infinite
+        if math.isfinite(float(_sum(batch))):  # fast; the sum of finite values is rarely infinite
             return
     array = np.asarray(batch.cpu() if _is_torch(batch) else batch)
     broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
@@ -130,6 +131,18 @@ def check_finite(batch: Any) -> None:  # noqa: ANN401 - an array of any library
             got=f"NaN or infinity in {len(broken)} of {len(array)} images, the first at {broken[0]}",
             fix="look for a division by zero, or a cast from float16, before the model",
         )
+
+
+def _sum(batch: Any) -> Any:  # noqa: ANN401 - as above
+    """Return a sum of all values, which is not finite if one of them is not.
+
+    A dot product of 64 images takes half the time of their sum (benchmarks/session_calls.py). NumPy has a quick one of
+    these two types alone, and FP16's own squares would soon be infinite.
+    """
+    if isinstance(batch, np.ndarray) and batch.dtype.char in "fd" and batch.flags.c_contiguous:
+        flat = batch.reshape(-1)
+        return np.dot(flat, flat)
+    return batch.sum()
 
 
 def _fix_of(array: npt.NDArray[Any], sample: tuple[int, int, int], kind: ImageInput) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.deployment.answers import answers_of, placed_back, require_answers
 from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
+from model_artifacts.deployment.pictures.ahead import batches_ahead, batches_in_turn
 from model_artifacts.deployment.pictures.readers import OnProcessor
 from model_artifacts.deployment.predictions import Prediction, checked_top
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
@@ -19,12 +20,13 @@ from model_artifacts.records import Backend
 from model_artifacts.serving.batching import Batcher
 from model_artifacts.serving.pool import Pool
 from model_artifacts.serving.streams import BUFFERS, Streams, in_turn
+from model_artifacts.sessions.feeds.batches import each
 from model_artifacts.sessions.onnx import joined, named
 from model_artifacts.sessions.overlap.turns import require_buffers
 from model_artifacts.sessions.preprocessing import feed_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator
 
     import numpy.typing as npt
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import ManifestEntry, ManifestModel, Preprocessing, TensorSpec
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import Runner
-    from model_artifacts.sessions.preprocessing import Picture, Placement
+    from model_artifacts.sessions.preprocessing import Placement
 
     Batch = npt.NDArray[Any]
 
@@ -58,7 +60,7 @@ class Model:
         self._facts = facts
         self._calls = run if isinstance(run, (Pool, Batcher)) else Pool((run,))
         self._read = read
-        self._streams = streams or Streams(self._calls, in_turn(self._calls))
+        self._streams = Streams(self._calls, in_turn(self._calls)) if streams is None else streams
 
     @property
     def entry(self) -> ManifestEntry:
@@ -180,8 +182,9 @@ class Model:
         """Return what the task means by each image's output: the likeliest classes, a mask, numbers or boxes.
 
         The images are read, resized, cropped and normalised as the manifest records, by the code that read the images
-        of the validation. They run in batches that the artifact takes, and are read batch by batch. If the artifact's
-        smallest batch is larger, copies of the last image fill it up.
+        of the validation. They run in batches that the artifact takes. Several threads read the images of a batch, and
+        the next batch while the present one runs. If the artifact's smallest batch is larger, copies of the last image
+        fill it up.
 
         Args:
             images: one image, or an iterable of them: paths, bytes or open files of image files, Pillow's images, or
@@ -259,20 +262,20 @@ class Model:
         return self._facts.preprocessing
 
     def _of_each_batch(self, images: Pictures, spec: Preprocessing) -> Iterator[tuple[Outputs, tuple[Placement, ...]]]:
-        """Yield the outputs of the images, batch by batch, and the way of each image to the network's input."""
-        profile = self.entry.profile
-        pictures = pictures_of(images)
-        while chunk := tuple(islice(pictures, profile.max if profile else _AT_ONCE)):
-            yield self._run_pictures(chunk, spec)
+        """Yield the outputs of the images, batch by batch, and the way of each image to the network's input.
 
-    def _run_pictures(self, pictures: Sequence[Picture], spec: Preprocessing) -> tuple[Outputs, tuple[Placement, ...]]:
-        """Return the outputs of some pictures, and the way of each to the input."""
-        read = self._read or OnProcessor(spec, self.entry.io.input)
-        batch, places = read(pictures, self.entry.profile.min if self.entry.profile else 1)
-        found = self(batch)
-        if isinstance(found, dict):
-            return {name: values[: len(pictures)] for name, values in found.items()}, places
-        return found[: len(pictures)], places
+        On the processor, other threads read the next batch while this one runs the present one.
+        """
+        profile = self.entry.profile
+        smallest, largest = (profile.min, profile.max) if profile else (1, _AT_ONCE)
+        pictures = pictures_of(images)
+        if self._read:  # a GPU decodes, on the calling thread's own stream
+            batches = batches_in_turn(pictures, self._read, smallest, largest)
+        else:
+            batches = batches_ahead(pictures, OnProcessor(spec, self.entry.io.input), smallest, largest)
+        with closing(batches):
+            for size, read in batches:
+                yield each(self(read.batch), itemgetter(slice(size))), read.places
 
     def close(self) -> None:
         """Refuse all further batches, and those that wait: the `with` block has ended. Batches that run are waited for.
@@ -302,7 +305,7 @@ class Model:
 
     def _is_near(self, batch: object) -> bool:
         """Return true if an engine's batch lies in the memory of its GPU, as far as a library says which GPU it is."""
-        if self.entry.backend is not Backend.TENSORRT:
+        if self.entry.backend is not Backend.TENSORRT or isinstance(batch, np.ndarray):
             return False
         from model_artifacts.host import gpu_arrays  # noqa: PLC0415 - only where there is a GPU
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,7 @@ def looked_at() -> Iterator[None]:
 
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """Return the size of a contiguous array in bytes."""
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -304,18 +305,25 @@ def copy_to_gpu(target: DeviceArray, source: npt.NDArray[Any], stream: Stream) -
     check(runtime.cudaMemcpyAsync(target.pointer, source.ctypes.data, source.nbytes, kind, stream.handle))
 
 
-def copy_part_to_gpu(target: DeviceArray, source: npt.NDArray[Any], part: slice, stream: Stream) -> None:
-    """Put a copy of some bytes on the stream, to the same place of `target`; both are contiguous.
+def part_copier(target: DeviceArray, source: npt.NDArray[Any], stream: Stream) -> Callable[[slice], None]:
+    """Return what puts a copy of some bytes on the stream, to the same place of `target`; both are contiguous.
 
     Args:
         target: as many bytes as `source`, or more.
-        source: host memory, which must stay alive until the copy is done.
-        part: the bytes, counted from the beginning, with a start and a stop.
+        source: host memory, which must stay alive until the copies are done.
         stream: the stream.
+
+    Returns:
+        a function of the bytes, counted from the beginning, with a start and a stop.
     """
     kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-    begin, size = int(part.start), int(part.stop) - int(part.start)
-    check(runtime.cudaMemcpyAsync(target.pointer + begin, source.ctypes.data + begin, size, kind, stream.handle))
+    there, here, handle = target.pointer, source.ctypes.data, stream.handle
+
+    def copy(part: slice) -> None:
+        begin = int(part.start)
+        check(runtime.cudaMemcpyAsync(there + begin, here + begin, int(part.stop) - begin, kind, handle))
+
+    return copy
 
 
 def is_pinned(array: npt.NDArray[Any]) -> bool:

@@ -309,11 +309,23 @@ class Manifest(StageRecord):
     def _models_are_whole(self) -> Self:
         names = [part.name for part in self.models]
         if not names:
-            return self
+            return self._of_one_model()
         if len(names) == 1 or names != sorted(set(names)) or self.model is not None:
             raise ValueError("`models` has several models, each once and sorted by name, in place of `model`")
         if strange := sorted({entry.model for entry in self.artifacts} - set(names)):
             raise ValueError(f"`models` lacks {strange[0]}, of which there are artifacts")
+        return self
+
+    def _of_one_model(self) -> Self:
+        """Return itself: the facts of one model must not be taken for another one's artifacts.
+
+        Raises:
+            ValueError: the artifacts are of several models, or of another one than `model`.
+        """
+        named = {entry.model for entry in self.artifacts} | ({self.model.name} if self.model else set())
+        if len(named) > 1:
+            two = " and ".join(sorted(map(ascii, named))[:2])
+            raise ValueError(f"without `models` all is of one model, but there are {two}")
         return self
 
     @model_serializer(mode="wrap")

@@ -16,6 +16,7 @@ import numpy as np
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
 from model_artifacts.sessions.feeds.batches import each, feed_of
+from model_artifacts.sessions.feeds.buffers import Buffers
 from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, require_usable, shape_of, shapes_of
 from model_artifacts.sessions.feeds.room import largest_bytes
 from model_artifacts.sessions.feeds.staging import Copiers
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from model_artifacts.errors import RunError
     from model_artifacts.records import BatchRange, BuiltFor, Gpu, LayerShare, TensorSpec
     from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.feeds.buffers import Place
     from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.flavour import Flavour
     from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
@@ -149,12 +151,15 @@ class Session:
         self._cuda_graph = cuda_graph and not loaded.streams_weights
         self._inputs, self._outputs = loaded.inputs, loaded.outputs
         self._names = tuple(spec.name for spec in loaded.outputs)
-        self._device: dict[str, cuda.Memory] = {}
-        self._pinned: dict[str, cuda.PinnedMemory] = {}
+        self._input_names = [spec.name for spec in loaded.inputs]
+        self._buffers = Buffers()
         self._graphs = SizeGraphs(self._run_kernels, lambda: stream.capture(lambda: context.enqueue(stream.handle)))
         self._graph: cuda.Graph | None = None
         self._shapes: Shapes = ()
         self._padded: Shapes = ()  # the shapes that run: of an engine with several profiles the next of their sizes
+        self._sent: list[Place] = []  # the inputs and outputs of these shapes, in the engine's order
+        self._fetched: list[Place] = []
+        self._own_pointers: dict[str, int] = {}
         self._bound: dict[str, int] = {}
         self._ended = False
 
@@ -164,22 +169,20 @@ class Session:
         Raises:
             RunError: the GPU has no room, or the size of an output is not known.
         """
+        inputs = {spec.name for spec in self._inputs}
         for name, size in largest_bytes(self._loaded, self._context).items():
-            self._device[name] = cuda.Memory(size)
-            self._pinned[name] = cuda.PinnedMemory(size)
-            self._context.set_address(name, self._device[name].pointer)
-        self._bound = self._own_pointers()
+            pointer = self._buffers.allocate(name, size)
+            self._context.set_address(name, pointer)
+            if name in inputs:
+                self._own_pointers[name] = pointer
+        self._bound = self._own_pointers
 
     def close(self) -> None:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
         self._ended, self._graph, self._shapes, self._padded = True, None, (), ()
+        self._sent, self._fetched = [], []
         self._graphs.close()
-        for memory in self._device.values():
-            memory.close()
-        for pinned in self._pinned.values():
-            pinned.close()
-        self._device.clear()
-        self._pinned.clear()
+        self._buffers.close()
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - numpy in, numpy out; any library's GPU array in, ours out
         """Run one batch and wait for it.
@@ -207,7 +210,7 @@ class Session:
     def _arrays_of(self, batch: Any) -> list[Any]:  # noqa: ANN401 - arrays of any library
         """Return each input's array, in the order of the engine's inputs."""
         require_usable(ended=self._ended)
-        return list(feed_of([spec.name for spec in self._inputs], batch).values())
+        return list(feed_of(self._input_names, batch).values())
 
     def prepare(self, size: int) -> None:
         """Make the next `enqueue` run this number of images from the session's own buffer, by a CUDA graph.
@@ -232,8 +235,8 @@ class Session:
         arrays = self._arrays_of(batch)
         require_batch(self._inputs, self._loaded.batches, arrays)
         self._prepare_graph(shapes_of(arrays))
-        for spec, array in zip(self._inputs, arrays, strict=True):
-            cuda.copy_to_gpu(self._own(spec), np.ascontiguousarray(array), self.stream)
+        for place, array in zip(self._sent, arrays, strict=True):
+            cuda.copy_to_gpu(place.rows, np.ascontiguousarray(array), self.stream)
         self._fill_up()
         self.stream.synchronize()
 
@@ -268,30 +271,23 @@ class Session:
             RunError: no batch is prepared, the session has ended, or the engine failed.
         """
         require_usable(ended=self._ended, prepared=bool(self._shapes))
-        for spec in self._inputs:
-            cuda.copy_to_gpu(self._own(spec), self._staged(spec), self.stream)
+        for place in self._sent:
+            cuda.copy_to_gpu(place.rows, place.staged, self.stream)
         self._fill_up()
         self.enqueue()
         return self._fetch()
 
     def _fetch(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         """Enqueue the copies of the outputs to pinned memory, and return the arrays that they go to."""
-        found = []
-        for spec, output in ((spec, self._result(spec)) for spec in self._outputs):
-            found.append(self._pinned[spec.name].array(output.shape, output.dtype))
-            cuda.copy_to_host(found[-1], output, self.stream)
-        return named(self._names, found)
+        for place in self._fetched:
+            cuda.copy_to_host(place.staged, place.rows, self.stream)
+        return named(self._names, [place.staged for place in self._fetched])
 
     def _prepare(self, shapes: Shapes) -> None:
         """Prepare as `prepare` does, but by a graph only if these shapes are called often enough for a capture."""
-        own = self._own_pointers()
-        if shapes != self._shapes or self._bound != own:
-            self._bind(own)
+        if shapes != self._shapes or self._bound is not self._own_pointers:
+            self._bind(self._own_pointers)
             self._shape_for(shapes)
-
-    def _staged(self, spec: TensorSpec) -> npt.NDArray[Any]:
-        """Return the pinned host memory for an input of the prepared batch."""
-        return self._pinned[spec.name].array(self._shapes[self._inputs.index(spec)], np.dtype(spec.dtype))
 
     def shares(self) -> tuple[LayerShare, ...]:
         """Return the number of convolutions and matrix products by precision, from the engine's inspector."""
@@ -319,21 +315,20 @@ class Session:
             if not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
         self._prepare(shapes_of(arrays))
-        for spec, array in zip(self._inputs, arrays, strict=True):
-            self._send(spec, array)
+        for place, array in zip(self._sent, arrays, strict=True):
+            self._send(place, array)
         self._fill_up()
         self.enqueue()
         landed = self._fetch()
         self.stream.synchronize()
         return each(landed, np.array)
 
-    def _send(self, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
+    def _send(self, place: Place, array: npt.NDArray[Any]) -> None:
         """Enqueue the copy of an input from the host's memory to the session's own."""
-        target, staged = self._own(spec), self._staged(spec)
         if cuda.is_pinned(array):
-            cuda.copy_to_gpu(target, array, self.stream)
+            cuda.copy_to_gpu(place.rows, array, self.stream)
         else:
-            self._copiers.copy(staged, array, lambda part: cuda.copy_part_to_gpu(target, staged, part, self.stream))
+            self._copiers.copy(place.staged, array, cuda.part_copier(place.rows, place.staged, self.stream))
 
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
@@ -343,31 +338,21 @@ class Session:
         # A graph reads the addresses that it was captured with, and a padded batch more rows than the caller has.
         if self._cuda_graph or self._loaded.batches.padded(rows) != rows:
             self._prepare(shapes)
-            for spec, array in zip(self._inputs, arrays, strict=True):
-                cuda.copy_on_gpu(self._own(spec), array, self.stream)
+            for place, array in zip(self._sent, arrays, strict=True):
+                cuda.copy_on_gpu(place.rows, array, self.stream)
             self._fill_up()
         else:
             self._bind({spec.name: array.pointer for spec, array in zip(self._inputs, arrays, strict=True)})
             self._shape_for(shapes)
         self.enqueue()
         self.stream.synchronize()
-        return named(self._names, [self._result(spec) for spec in self._outputs])
-
-    def _own(self, spec: TensorSpec) -> cuda.DeviceArray:
-        """Return the session's own memory for an input of the prepared batch, without the rows that fill it up."""
-        return self._device[spec.name].array(self._shapes[self._inputs.index(spec)], np.dtype(spec.dtype))
+        return named(self._names, [place.rows for place in self._fetched])
 
     def _fill_up(self) -> None:
         """Repeat the batch's rows up to the size that runs. Without it, those of an earlier batch would run again."""
-        for spec, given, padded in zip(self._inputs, self._shapes, self._padded, strict=True):
-            cuda.repeat_rows(self._device[spec.name].array(padded, np.dtype(spec.dtype)), given[0], self.stream)
-
-    def _own_pointers(self) -> dict[str, int]:
-        return {spec.name: self._device[spec.name].pointer for spec in self._inputs}
-
-    def _result(self, spec: TensorSpec) -> cuda.DeviceArray:
-        array = self._device[spec.name].array(self._context.shape(spec.name), np.dtype(spec.dtype))
-        return array.rows(0, self._shapes[0][0]) if self._shapes != self._padded else array
+        for place in self._sent:
+            if place.is_filled_up:
+                cuda.repeat_rows(place.on_gpu, place.rows.shape[0], self.stream)
 
     def _bind(self, pointers: dict[str, int]) -> None:
         for name, pointer in pointers.items():
@@ -386,6 +371,11 @@ class Session:
         if padded != former:
             for spec, shape in zip(self._inputs, padded, strict=True):
                 self._context.set_input_shape(spec.name, shape)
+        rows = shapes[0][0] if padded != shapes else None
+        given = zip(self._inputs, padded, strict=True)
+        self._sent = [self._buffers.place(spec, shape, rows) for spec, shape in given]
+        found = ((spec, self._context.shape(spec.name)) for spec in self._outputs)
+        self._fetched = [self._buffers.place(spec, shape, rows) for spec, shape in found]
         self._graph = self._graphs.called(padded) if self._cuda_graph else None
         self._shapes, self._padded = shapes, padded
 

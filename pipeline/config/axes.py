@@ -201,12 +201,8 @@ def shown_sizes(sizes: Sizes) -> str:
     return ", ".join(f"{name} {size}" for name, size in sizes)
 
 
-FOLLOWING = frozenset({Task.SEGMENTATION})
+FOLLOWING = frozenset({Task.SEGMENTATION, Task.DETECTION, Task.TENSORS})
 """Tasks whose outputs may follow the size of the image."""
-_UNTRIED = {
-    Task.DETECTION: "its boxes follow the size of the image, and are decoded at one size",
-}
-"""Tasks whose outputs change their shape or their meaning with the size of the image."""
 
 
 def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
@@ -244,8 +240,7 @@ def _unknown_axis(config: Config, name: str, known: set[str]) -> str:
 
 def _refusal(config: Config) -> str:
     """Return the reason why a configuration can have no dynamic axes beside the batch; empty if it can."""
-    if config.model.task in _UNTRIED:
-        return f"`task: {config.model.task.value}` takes one size of images: {_UNTRIED[config.model.task]}"
-    if config.model.onnx is not None and config.model.task in FOLLOWING:
-        return "the maps of an ONNX file have one size: the emulation of rounding runs no `Resize` to a computed size"
+    if config.model.onnx is not None and config.data.tensors is None and config.model.task in FOLLOWING:
+        task = f"`task: {config.model.task.value}` of an ONNX file takes one size of images"
+        return f"{task}: the emulation of rounding runs no `Resize` to a computed size"
     return ""

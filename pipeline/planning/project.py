@@ -254,6 +254,8 @@ class Project:
             return of_model(record, self.plan.model)  # type: ignore[return-value]  # R is Manifest
         if isinstance(record, StageRecord) and record.folder and path.parent != self.paths.root / record.folder:
             raise RecordError(f"{path} is the record of {record.folder}", fix=fix)
+        if isinstance(record, SourceRecord) and record.model != self.plan.model:  # copied: its manifest would name it
+            raise RecordError(f"{path} is the record of the model {record.model}", fix=fix)
         return record
 
     def records(self, step: Step) -> list[StageRecord | MissingRecordError]:

@@ -198,7 +198,7 @@ def effects_of(trials: Sequence[Trial], objectives: Sequence[Objective], find: F
 def _effect(name: str, trials: Sequence[Trial], objectives: Sequence[Objective]) -> Effect:
     by_point = {trial.point: trial for trial in trials}
     ratios: list[float] = []
-    lost, notes = 0, []
+    lost, rescued, notes = 0, 0, []
     for trial in trials:
         choice = next((item for item in trial.point.choices if item.text == name), None)
         if choice is None:
@@ -208,7 +208,9 @@ def _effect(name: str, trials: Sequence[Trial], objectives: Sequence[Objective])
             notes.append(trial.reason)
         before = by_point.get(without_choice(trial.point, choice))
         ratios += _ratios(trial, before, objectives) if before else []
-    return _summary(name, ratios, lost, "" if ratios else next(iter(notes), ""))
+        rescued += trial.passed and before is not None and before.verdict is TrialVerdict.REJECTED
+    found = _summary(name, ratios, lost, "" if ratios else next(iter(notes), ""))
+    return found.model_copy(update={"rescued": rescued})
 
 
 def _trait_effects(trials: Sequence[Trial], objectives: Sequence[Objective], find: Find) -> Iterator[Effect]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from model_artifacts.records import Clock, Count, Milliseconds, Record, StageRecord
+from model_artifacts.records import Clock, Count, Graph, Milliseconds, Record, StageRecord
 
 Seconds = Annotated[float, Field(ge=0)]
 """A duration in seconds."""
@@ -58,6 +58,28 @@ class TrialVerdict(str, Enum):
     """The build, the validation or the timing ended with an error."""
 
 
+class ScreenedRule(Record):
+    """Rule for the ranges of activations, judged on calibration images without a build: no proof."""
+
+    rule: str
+    """The rule, as `quantization.calibration` has it."""
+    kept: bool
+    """True if these images keep the gate."""
+    loss: Annotated[float, Field(ge=0)]
+    """Share of answers that are others; as `doit sensitivity` has it for other tasks."""
+    distance: Annotated[float, Field(ge=0)]
+    """Relative L2 distance to the graph in FP32."""
+
+
+class RuleScreening(StageRecord):
+    """Rules for the ranges of a quantised graph: `<model>/tune/ranges-<graph>.json`."""
+
+    graph: Graph
+    """The graph."""
+    rules: tuple[ScreenedRule, ...]
+    """The rules, the graph's own first."""
+
+
 class ScreenedBatch(Record):
     """Latency of one batch size, from one restart alone: good enough to sort out, and no claim."""
 
@@ -100,7 +122,7 @@ class Trial(StageRecord):
     screened: tuple[ScreenedBatch, ...] = ()
     """Its latencies; none if it was not timed."""
     engine: str = ""
-    """Digest of an engine's layers, equal for engines that do the same work; empty if unknown."""
+    """Digest of an engine's layers, or of an ONNX file: equal for artifacts that do the same work; empty if unknown."""
     same_as: int | None = None
     """Number of the earlier trial with the same engine, whose latencies these are; None if it was timed itself."""
 
@@ -194,6 +216,8 @@ class Effect(Record):
     """Median of the latencies with it, divided by those without; None without a pair."""
     lost: Count = 0
     """Number of points with it that missed the gate."""
+    rescued: Count = 0
+    """Number of points that passed with it, and missed the gate without it."""
     note: str = ""
     """Reason why it was never compared."""
 

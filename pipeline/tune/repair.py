@@ -1,14 +1,48 @@
-"""int8 or fp8 that misses its gate → the fewest layers to leave in FP16: the number to try next. Pure."""
+"""int8 or fp8 that misses its gate → the rule for its ranges, or the fewest layers in FP16, to try next. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.tune.records import ScreenedRule
 
 _TRIES = 6
 """The most numbers of layers that are tried for one variant: each is a graph, a build and a validation."""
+
+_BUILDS = 2
+"""The most rules that are built for one variant. Another rule costs no speed, so that they come before the layers."""
+
+
+def promising_rules(screened: Sequence[ScreenedRule]) -> tuple[str, ...]:
+    """Return the rules that are worth a build: those nearer to FP32 on calibration images than the graph's own.
+
+    Args:
+        screened: the rules as they were judged without a build, the graph's own first.
+
+    Returns:
+        the promising ones: those that keep the gate first, the nearest of each first.
+    """
+    if not screened:
+        return ()
+    own, *others = screened
+    better = [item for item in others if item.distance < own.distance or item.loss < own.loss]
+    ordered = sorted(better, key=lambda item: (not item.kept, item.distance, item.loss))
+    return tuple(item.rule for item in ordered)
+
+
+def next_rule(promising: Sequence[str], verdicts: Mapping[str, bool]) -> str | None:
+    """Return the rule to build next; None if one passed, or if none of the best is left.
+
+    Args:
+        promising: the rules that are worth a build, the best first.
+        verdicts: the rules built so far, with true for those that passed.
+    """
+    if any(verdicts.values()):
+        return None
+    return next((rule for rule in promising[:_BUILDS] if rule not in verdicts), None)
 
 
 def next_count(most: int, proposed: int, verdicts: Mapping[int, bool]) -> int | None:

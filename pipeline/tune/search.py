@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import Backend
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
-from pipeline.tune.repair import next_count
+from pipeline.tune.repair import next_count, next_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.tune.space import Contender, Option, Space
+    from pipeline.tune.space import Contender, Mixed, Option, Space
 
 _STARTS = 0.5
 """The share of the budget after which no more variants are begun with, if one of each objective has passed."""
@@ -41,6 +41,8 @@ _LEAST_FINALISTS, _MOST_FINALISTS = 2, 3
 MEMORY = "memory"
 THROUGHPUT = "throughput"
 LATENCY = "latency"
+RULE = "quantization.calibration"
+"""The setting of the rule for the ranges of activations."""
 OBJECTIVES = (LATENCY, THROUGHPUT, MEMORY)
 
 
@@ -78,6 +80,13 @@ class Ranking(NamedTuple):
     """The number of them that keep the gate if they stay in FP16, on calibration images."""
 
 
+class Screen(NamedTuple):
+    """A move that needs the rules for ranges, judged without a build, before it can be made."""
+
+    graph: str
+    """The quantised graph: `int8`, `int8-cpu` or `fp8`."""
+
+
 class Repair(NamedTuple):
     """A move that needs the layers' sensitivities before it can be made."""
 
@@ -94,11 +103,13 @@ class Search:
     budget_seconds: float
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     """The layers by their sensitivity, by quantised graph, as far as they were measured."""
-    mixed: Mapping[str, tuple[str, Contender]] = field(default_factory=dict)
-    """The graph of a quantised variant, and the same variant with layers left in FP16, by its subject."""
+    rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The rules for ranges that are worth a build, by quantised graph, as far as they were judged."""
+    mixed: Mapping[str, Mixed] = field(default_factory=dict)
+    """The quantised variants with layers left in FP16, by the subject of the plain one."""
     final_restarts: int = 3
 
-    def next(self, trials: Sequence[Trial]) -> Point | Repair | None:
+    def next(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
         """Return the next move; None if the budget or the points are used up.
 
         Args:
@@ -117,7 +128,7 @@ class Search:
             if point := self._affordable(quick, trials, left):
                 return point
         moves = [self._repair(trials), *self._improvements(trials)]
-        found = next((move for move in moves if isinstance(move, Repair)), None)
+        found = next((move for move in moves if isinstance(move, (Repair, Screen))), None)
         points = [move for move in moves if isinstance(move, Point)]
         is_turn = len(trials) % _TURN == _TURN - 1
         return found or self._affordable([*starts, *points] if is_turn else [*points, *starts], trials, left)
@@ -179,7 +190,8 @@ class Search:
     def contender(self, point: Point) -> Contender | None:
         """Return the contender of a point, one with layers left in FP16 included; None for a point of no plan."""
         own = self.space.contender(point)
-        return own or next((mixed for _, mixed in self.mixed.values() if mixed.subject == point.subject), None)
+        mixed = (item.contender for item in self.mixed.values())
+        return own or next((item for item in mixed if item.subject == point.subject), None)
 
     def _improvements(self, trials: Sequence[Trial]) -> list[Point]:
         """Return the best point of each objective with one more choice, the objectives taking turns."""
@@ -201,7 +213,10 @@ class Search:
         return [points[index] for index in range(longest) for points in turns if index < len(points)]
 
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
-        """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there."""
+        """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there.
+
+        Nor has it cost the same variant its gate.
+        """
         made = {choice.setting for choice in point.choices}
         refused = {
             trial.refused
@@ -210,20 +225,32 @@ class Search:
             and (known := self.contender(trial.point))
             and known.kind == kind
         }
+        if item.choice in _spoiling(point.subject, trials):
+            return False
         return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
 
-    def _repair(self, trials: Sequence[Trial]) -> Point | Repair | None:
-        """Return the repair of a quantised variant that missed its gate; None if there is none to make."""
+    def _repair(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
+        """Return the repair of a quantised variant that missed its gate; None if there is none to make.
+
+        Another rule for its ranges comes first, which costs no speed; then the fewest layers in FP16.
+        """
         for trial in trials:
             if trial.verdict is not TrialVerdict.REJECTED or trial.point.choices:
                 continue
             if trial.point.subject not in self.mixed:
                 continue
-            graph, contender = self.mixed[trial.point.subject]
-            ranking = self.rankings.get(graph)
+            graph, ranked, contender = self.mixed[trial.point.subject]
+            verdicts = _verdicts(RULE, trial.point.subject, trials)
+            if any(verdicts.values()):
+                continue
+            if graph not in self.rules:
+                return Screen(graph)
+            if rule := next_rule(self.rules[graph], verdicts):
+                return with_choice(trial.point, Choice(setting=RULE, value=rule))
+            ranking = self.rankings.get(ranked)
             if ranking is None:
-                return Repair(graph)
-            setting = f"leave_unquantized.{graph}"
+                return Repair(ranked)
+            setting = f"leave_unquantized.{ranked}"
             counts = _counts(setting, contender.subject, trials)
             count = next_count(len(ranking.layers), self._proposed(setting, ranking, trials), counts)
             if count is not None:
@@ -242,6 +269,30 @@ class Search:
             if choice.setting == setting and isinstance(choice.value, tuple)
         ]
         return min(passed, default=ranking.proposed)
+
+
+def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
+    """Return the choices with which a variant missed its gate, and kept it without."""
+    own = [trial for trial in trials if trial.point.subject == subject]
+    kept = {trial.point for trial in own if trial.passed}
+    return {
+        choice
+        for trial in own
+        if trial.verdict is TrialVerdict.REJECTED
+        for choice in trial.point.choices
+        if without_choice(trial.point, choice) in kept
+    }
+
+
+def _verdicts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[str, bool]:
+    """Return the values of a setting that were tried alone for a variant, and whether each passed."""
+    return {
+        choice.value: trial.passed
+        for trial in trials
+        if trial.point.subject == subject and len(trial.point.choices) == 1
+        for choice in trial.point.choices
+        if choice.setting == setting and isinstance(choice.value, str)
+    }
 
 
 def _counts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[int, bool]:

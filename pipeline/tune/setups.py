@@ -18,6 +18,7 @@ from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Graph
 from pipeline.config.files.derived import changed, plain_data, yaml_of
 from pipeline.config.loading import load_config
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.paths import Paths
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
@@ -34,8 +35,8 @@ _NAME = 60
 _SHARED = ("source", "data")
 """Folders that no choice changes."""
 _BY_GRAPH = ("onnx", "rounding")
-"""Folders with files of each graph: those of mixed graphs depend on the layers that are left in FP16."""
-_LEFT = "leave_unquantized."
+"""Folders with files of each graph: those of quantised graphs depend on the layers that are left and on the pairs."""
+_LEFT, _QUANTIZATION = "leave_unquantized.", "quantization."
 
 
 class Place(NamedTuple):
@@ -141,6 +142,8 @@ def narrowed(config: Config, variant: Variant) -> Narrow:
         "io": [{"input": item.input.value, "output": item.output} for item in config.io if item.io == variant.io],
     }
     dropped = [f"leave_unquantized.{name}" for name in ("int8", "fp8") if name != variant.precision.value]
+    if variant.precision not in QUANTIZED_PRECISIONS:
+        dropped.append("quantization")
     if variant.profile:
         profile = variant.profile
         values["profiles"] = [_written(profile)]
@@ -191,19 +194,28 @@ def _link(base: Project, root: Path, choices: tuple[Choice, ...]) -> None:
     cache = base.paths.root / "timing-cache"
     cache.mkdir(parents=True, exist_ok=True)
     links = {root / cache.name: cache} | {folder / name: base.paths.folder / name for name in _SHARED}
-    leaves = any(item.setting.startswith(_LEFT) for item in choices)
+    own = _own_graphs(choices)
     for name in _BY_GRAPH:
         there = base.paths.folder / name
-        if not leaves:
+        if not own:
             links[folder / name] = there
             continue
         (folder / name).mkdir(exist_ok=True)
-        files = [file for file in sorted(there.iterdir()) if not _is_mixed(file.name)] if there.is_dir() else []
+        files = [file for file in sorted(there.iterdir()) if not _is_of(own, file.name)] if there.is_dir() else []
         links |= {folder / name / file.name: file for file in files}
     for link, target in links.items():
         if not link.is_symlink() and not link.exists():
             link.symlink_to(os.path.relpath(target, link.parent))
 
 
-def _is_mixed(name: str) -> bool:
-    return any(graph.is_mixed and name.startswith(graph.value) for graph in Graph)
+def _own_graphs(choices: tuple[Choice, ...]) -> tuple[Graph, ...]:
+    """Return the graphs that choices change."""
+    if any(item.setting.startswith(_QUANTIZATION) for item in choices):
+        return tuple(graph for graph in Graph if graph.precision in QUANTIZED_PRECISIONS)
+    leaves = any(item.setting.startswith(_LEFT) for item in choices)
+    return tuple(graph for graph in Graph if leaves and graph.is_mixed)
+
+
+def _is_of(graphs: tuple[Graph, ...], name: str) -> bool:
+    """Return whether a file is of one of some graphs, by its name."""
+    return any(name.startswith(graph.value) for graph in graphs)

@@ -9,6 +9,8 @@ from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour, Graph, P
 from pipeline.tune.records import Choice, Point
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from model_artifacts.records import Variant
     from pipeline.planning.plan import Plan
 
@@ -105,21 +107,47 @@ _MODULE = (
 )
 
 
-def space_of(plan: Plan) -> Space:
+_PAIRS = (
+    option("quantization.last", True),  # noqa: FBT003 - the setting's value
+    option("quantization.first", False),  # noqa: FBT003 - the same
+    option("quantization.sums", False),  # noqa: FBT003 - the same
+    option("quantization.pools", False),  # noqa: FBT003 - the same
+    option("quantization.concats", False),  # noqa: FBT003 - the same
+)
+"""The groups of Q/DQ pairs that int8 could be without, or have more. fp8 has none at its ends by itself."""
+
+
+def space_of(plan: Plan, groups: Collection[str] = ()) -> Space:
     """Return the space of a plan: the variants for this host's GPU, or for its processor.
 
     On a host without a GPU engines that are built ahead of time are points, too: they are built, and end as skipped.
+
+    Args:
+        plan: the plan.
+        groups: the groups of nodes in the network whose Q/DQ pairs are choices.
     """
     found = [variant for variant in plan.variants if _is_point(plan, variant)]
-    return Space(tuple(sorted((_contender(plan, item) for item in found), key=_prior)), plan.config.timed_batches)
+    contenders = (_contender(plan, item, groups) for item in found)
+    return Space(tuple(sorted(contenders, key=_prior)), plan.config.timed_batches)
 
 
 _MIXED = {Graph.INT8: Graph.INT8_MIXED, Graph.INT8_CPU: Graph.INT8_MIXED_CPU, Graph.FP8: Graph.FP8_MIXED}
 """Graphs whose every layer is quantised → the same with layers left in FP16."""
 
 
-def mixed_of(plan: Plan) -> dict[str, tuple[str, Contender]]:
-    """Return for each quantised point the graph that `doit sensitivity` knows, and the point with layers left in FP16.
+class Mixed(NamedTuple):
+    """A quantised variant, and the same with layers left in FP16."""
+
+    graph: str
+    """Its graph: `int8`, `int8-cpu`, `fp8`."""
+    ranked: str
+    """The graph whose layers `doit sensitivity` ranks: `int8`, `fp8`."""
+    contender: Contender
+    """The variant with layers left in FP16."""
+
+
+def mixed_of(plan: Plan) -> dict[str, Mixed]:
+    """Return each quantised point with layers left in FP16, by the subject of the plain one.
 
     Only the plan of a point's own folder has that variant: `leave_unquantized` is a choice of it.
     """
@@ -127,7 +155,7 @@ def mixed_of(plan: Plan) -> dict[str, tuple[str, Contender]]:
     for variant in plan.variants:
         if variant.graph in _MIXED and _is_point(plan, variant):
             mixed = variant.model_copy(update={"graph": _MIXED[variant.graph]})
-            found[variant.id] = (variant.precision.value, _contender(plan, mixed))
+            found[variant.id] = Mixed(variant.graph.value, variant.precision.value, _contender(plan, mixed, ()))
     return found
 
 
@@ -144,7 +172,7 @@ def _is_point(plan: Plan, variant: Variant) -> bool:
     return variant.target == CPU_TARGET or variant.backend is Backend.TENSORRT
 
 
-def _contender(plan: Plan, variant: Variant) -> Contender:
+def _contender(plan: Plan, variant: Variant, groups: Collection[str]) -> Contender:
     batches = tuple(
         batch for batch in plan.config.timed_batches if variant.profile is None or variant.profile.takes(batch)
     )
@@ -153,7 +181,7 @@ def _contender(plan: Plan, variant: Variant) -> Contender:
         kind=variant.backend.value,
         batches=batches,
         prior=_place(plan, variant),
-        options=_options(plan, variant),
+        options=(*_options(plan, variant), *_pairs(variant, groups)),
         traits=_traits(variant),
     )
 
@@ -180,6 +208,21 @@ def _options(plan: Plan, variant: Variant) -> tuple[Option, ...]:
     if variant.backend is not Backend.TENSORRT:
         return ()
     return _ENGINE if plan.engine_target(variant).flavour is EngineFlavour.TENSORRT else _RTX
+
+
+def _pairs(variant: Variant, groups: Collection[str]) -> tuple[Option, ...]:
+    """Return the choices of groups of Q/DQ pairs: those of the network that the graph has by itself, or has not."""
+    graph = variant.graph
+    if graph not in _MIXED:
+        return ()
+    found = [item for item in _PAIRS if item.choice.setting.rpartition(".")[2] in groups]
+    if graph.for_x86:
+        return tuple(found)
+    found = [item for item in found if item.choice.setting != "quantization.concats"]
+    if graph is Graph.FP8:
+        first = option("quantization.first", True)  # noqa: FBT003 - the setting's value
+        return tuple(first if item.choice.setting == first.choice.setting else item for item in found)
+    return tuple(found)
 
 
 def _traits(variant: Variant) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.records import LayerProfile, LayerTime
     from pipeline.tune.explain import LayerFloor
-    from pipeline.tune.records import Trial, TuneRecord
+    from pipeline.tune.records import ScreenedRule, Trial, TuneRecord
     from pipeline.tune.search import Objective
 
 COLUMNS = 80
@@ -43,6 +43,18 @@ def trial_lines(trial: Trial, frontier: Sequence[Trial], left: float) -> list[st
     mark = "*" if any(item.number == trial.number for item in frontier) else " "
     same = f"; the same engine as {trial.same_as}" if trial.same_as else ""
     return [*lines, f"   {mark} {_values(trial)}{same}"]
+
+
+def rule_lines(screened: Sequence[ScreenedRule], promising: Sequence[str]) -> list[str]:
+    """Return the rules for ranges as they were judged without a build: the graph's own, then those worth one."""
+    known = {item.rule: item for item in screened}
+    lines = [f"  {_judged(item)}: its own" for item in screened[:1]]
+    lines += [f"  {_judged(known[rule])}{': these images keep the gate' * known[rule].kept}" for rule in promising]
+    return lines if promising else [*lines, "  no other rule is nearer"]
+
+
+def _judged(item: ScreenedRule) -> str:
+    return f"{item.rule:<9} relative L2 {item.distance:.2e}, loss {item.loss:.2%}"
 
 
 def wrapped(text: str) -> list[str]:
@@ -109,9 +121,14 @@ def effect_lines(record: TuneRecord) -> list[str]:
     for effect in record.effects:
         ratio = "" if effect.ratio is None else f", time ×{effect.ratio:.3f}"
         lost = f", {effect.lost} missed the gate" if effect.lost else ""
-        never = ": ".join(text for text in ("never compared", effect.note) if text)
-        counts = f"{effect.helped} of {effect.compared}{ratio}{lost}" if effect.compared else f"{never}{lost}"
-        lines.append(f"  {shortened(effect.what, 48):<48} {counts}")
+        rescued = f"{effect.rescued} passed by it alone" if effect.rescued else ""
+        never = rescued or ": ".join(text for text in ("never compared", effect.note) if text)
+        also = f", {rescued}" if rescued else ""
+        counts = f"{effect.helped} of {effect.compared}{ratio}{also}{lost}" if effect.compared else f"{never}{lost}"
+        line = f"  {shortened(effect.what, 48):<48} {counts}"
+        lines += (
+            [line] if len(line) <= COLUMNS else [f"  {shortened(effect.what, COLUMNS - 2)}", f"{counts:>{COLUMNS}}"]
+        )
     return lines
 
 

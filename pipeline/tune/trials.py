@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ArtifactError, RecordError, RunError, SourceError, UsageError
 from model_artifacts.host.environment import now
-from model_artifacts.records import CLOCKS, Clock, Layout
+from model_artifacts.records import CLOCKS, Backend, Clock, Layout
+from pipeline.config.quantization import QuantizationConfig
 from pipeline.planning.freshness import is_current, is_reused
 from pipeline.planning.keys import key_of, make_key
 from pipeline.planning.steps import Step
@@ -20,13 +21,13 @@ from pipeline.records import Outcome
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_together
 from pipeline.system.locks import exclusive, working
-from pipeline.tune.records import ScreenedBatch, Trial, TrialVerdict
+from pipeline.tune.records import RuleScreening, ScreenedBatch, ScreenedRule, Trial, TrialVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from model_artifacts.records import Gpu, Key
+    from model_artifacts.records import Gpu, Graph, Key
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
     from pipeline.records import AccuracyReport, Artifact
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from pipeline.tune.records import Point
     from pipeline.tune.setups import Place, Setups
 
+RULES = tuple(
+    QuantizationConfig.model_validate({"calibration": text}).calibration
+    for text in ("max", "entropy", "mse", "99.9%", "99.99%", "99.999%")
+)
+"""The rules for ranges that int8 and fp8 which miss their gate could have instead."""
 VERSION = 1
 """Raise it when a trial judges or times a point in another way."""
 
@@ -198,7 +204,7 @@ class Trials:
             return plain.model_copy(update=unsupported)
         ensure(project, Step("validate", variant.id), waits)
         report = project.accuracy(variant)
-        judged = plain.model_copy(update={"drop": drop_of(report), "engine": artifact.layers_sha256 or ""})
+        judged = plain.model_copy(update={"drop": drop_of(report), "engine": _work_of(artifact)})
         if not report.passed:
             return _rejected_or_ended(judged, report)
         if self.max_drop is not None and judged.drop is not None and judged.drop > self.max_drop:
@@ -208,6 +214,45 @@ class Trials:
             timed = {"screened": same.screened, "memory_bytes": same.memory_bytes, "same_as": same.number}
             return judged.model_copy(update={"verdict": TrialVerdict.PASSED, **timed})
         return _screened(judged, place, artifact, waits)
+
+
+def screened_rules(project: Project, graph: Graph) -> tuple[ScreenedRule, ...]:
+    """Return the rules for the ranges of a quantised graph, judged without a build, the graph's own first.
+
+    They are read from the record of an earlier run where that still holds.
+
+    Raises:
+        ArtifactError: the graph cannot be quantised or run, or the record cannot be written.
+    """
+    from pipeline.stages.quantize.rules import rule_of  # noqa: PLC0415 - a repair is rare
+    from pipeline.stages.quantize.spec import quantize_key  # noqa: PLC0415 - the same
+    from pipeline.stages.sensitivity.ranges import judge_rules  # noqa: PLC0415 - the same
+
+    path = project.paths.tune / f"ranges-{graph.value}.json"
+    config = project.config
+    own = rule_of(config.quantization, graph)
+    rules = [own, *(rule for rule in RULES if rule != own)]
+    key = make_key(
+        tune=VERSION,
+        quantized=quantize_key(project, graph).digest,
+        gate=config.gates.of(graph.precision),
+        margin=config.gates.margin,
+        rules=[rule.text for rule in rules],
+    )
+    try:
+        found = project.read(path, RuleScreening)
+        if found.key == key:
+            return found.rules
+    except RecordError:
+        pass  # none yet, or a damaged one
+    with working(alone=False):
+        judged = judge_rules(project, graph, rules)
+    screened = tuple(
+        ScreenedRule(rule=item.rule.text, kept=item.kept, loss=max(item.loss, 0.0), distance=item.distance)
+        for item in judged
+    )
+    record = RuleScreening(key=key, built_at=now(), graph=graph, rules=screened)
+    return project.write(path, record).rules
 
 
 def _digest(project: Project, step: Step) -> str | None:
@@ -255,6 +300,13 @@ def _rejected_or_ended(judged: Trial, report: AccuracyReport) -> Trial:
 
 def _headline(reason: str) -> str:
     return next(iter(reason.splitlines()), "")
+
+
+def _work_of(artifact: Artifact) -> str:
+    """Return the digest of an engine's layers, or of the ONNX file that is the artifact; empty for others."""
+    if artifact.variant.backend is Backend.ONNXRUNTIME and artifact.file:
+        return artifact.file.sha256
+    return artifact.layers_sha256 or ""
 
 
 def _same_engine(trial: Trial, trials: Sequence[Trial]) -> Trial | None:

@@ -10,7 +10,9 @@ from model_artifacts.errors import ArtifactError, UsageError, storage_errors
 from model_artifacts.host.environment import now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
+from pipeline.config.quantization import GROUPS
 from pipeline.config.settings import Executor
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import make_key
 from pipeline.planning.steps import Step
@@ -19,7 +21,8 @@ from pipeline.system.locks import working
 from pipeline.tune.finals import Finals
 from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
 from pipeline.tune.records import Answer, Point, TuneRecord
-from pipeline.tune.search import LATENCY, Objective, Ranking, Repair, Search
+from pipeline.tune.repair import promising_rules
+from pipeline.tune.search import LATENCY, Objective, Ranking, Repair, Screen, Search
 from pipeline.tune.setups import Setups
 from pipeline.tune.snippet import file_of, snippet_of
 from pipeline.tune.space import mixed_of, space_of
@@ -28,12 +31,13 @@ from pipeline.tune.table import (
     effect_lines,
     floor_lines,
     frontier_lines,
+    rule_lines,
     summary_line,
     trial_lines,
     unproven_lines,
     write,
 )
-from pipeline.tune.trials import VERSION, Trials, Waits, ensure
+from pipeline.tune.trials import VERSION, Trials, Waits, ensure, screened_rules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.project import Project
     from pipeline.tune.records import FinalRestart, Trial
+    from pipeline.tune.space import Contender
 
 _ENDLESS = 1e12
 """Seconds of a budget that ends nothing."""
@@ -84,8 +89,9 @@ class _Tuning:
 
     def run(self) -> TuneRecord:
         setups = Setups(self.project)
+        contenders = self._contenders()
+        self._prepare(contenders)
         search = self._search()
-        self._prepare(search)
         store = Trials(setups, self.wishes.max_drop)
         trials = store.read()
         if trials:
@@ -97,14 +103,18 @@ class _Tuning:
         self._show(setups, record, search, trials)
         return record
 
-    def _search(self) -> Search:
-        plan = self.project.plan
-        space = space_of(plan)
-        if not space.contenders:
+    def _contenders(self) -> tuple[Contender, ...]:
+        found = space_of(self.project.plan).contenders
+        if not found:
             raise UsageError(
                 "nothing to search: the matrix has no variant that this host could run and deploy",
                 fix="`python -m pipeline plan` lists every step",
             )
+        return found
+
+    def _search(self) -> Search:
+        plan = self.project.plan
+        space = space_of(plan, self._groups())
         wanted = self.wishes.objectives
         kinds = [Objective(LATENCY, batch) for batch in space.batches]
         objectives = [*kinds, Objective("throughput"), Objective("memory")]
@@ -112,11 +122,21 @@ class _Tuning:
         restarts = self.project.config.benchmark.restarts
         return Search(space, chosen, self.wishes.budget_seconds, mixed=mixed_of(plan), final_restarts=restarts)
 
-    def _prepare(self, search: Search) -> None:
+    def _groups(self) -> tuple[str, ...]:
+        """Return the groups of nodes in the network that Q/DQ pairs could be left out of; none without quantisation."""
+        if not {*self.project.config.precisions} & QUANTIZED_PRECISIONS:
+            return ()
+        from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
+        from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - the same
+
+        model = fp32_of(self.project)
+        return tuple(group for group in GROUPS if members(model, group))
+
+    def _prepare(self, contenders: Sequence[Contender]) -> None:
         """Make what the points are made from: it is the same for `doit`, and counts for no budget."""
         project, done, waits = self.project, set[Step](), Waits()
         write(self.stream, "preparing the model, its images and its graphs, as far as they are stale")
-        variants = [project.plan.variant(item.subject) for item in search.space.contenders]
+        variants = [project.plan.variant(item.subject) for item in contenders]
         for variant in variants:
             for step in project.schedule.dependencies(Step("validate", variant.id)).requires:
                 if step.stage != "build":
@@ -132,6 +152,10 @@ class _Tuning:
         pending = 0.0
         while (move := search.next(trials)) is not None:
             began = time.monotonic()
+            if isinstance(move, Screen):
+                search = replace(search, rules={**search.rules, move.graph: self._rules(Graph(move.graph))})
+                pending += time.monotonic() - began
+                continue
             if isinstance(move, Repair):
                 search = replace(search, rankings={**search.rankings, move.graph: self._ranking(Graph(move.graph))})
                 pending += time.monotonic() - began
@@ -142,6 +166,18 @@ class _Tuning:
             frontier = frontier_of(trials, search.objectives)
             write(self.stream, *trial_lines(trial, frontier, search.seconds_left(trials)))
         return search
+
+    def _rules(self, graph: Graph) -> tuple[str, ...]:
+        """Return the rules for ranges that are worth a build; none if they cannot be judged."""
+        write(self.stream, f"{graph.value} missed its gate: judging rules for its ranges on calibration images")
+        try:
+            screened = screened_rules(self.project, graph)
+        except ArtifactError as exc:
+            write(self.stream, f"  no other ranges of {graph.value}: {exc.what}")
+            return ()
+        promising = promising_rules(screened)
+        write(self.stream, *rule_lines(screened, promising))
+        return promising
 
     def _ranking(self, graph: Graph) -> Ranking:
         """Return the layers by their sensitivity; none if they cannot be measured, so that nothing is repaired."""

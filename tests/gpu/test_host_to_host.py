@@ -59,7 +59,7 @@ def test_pieces_reach_the_gpu(project: Project, fixed: Artifact, threads: int) -
         there, staged = memory.array(source.shape, source.dtype), pinned.array(source.shape, source.dtype)
         for shift in range(3):
             batch = source + np.uint8(shift)
-            copiers.copy(staged, batch, lambda part: cuda.copy_part_to_gpu(there, staged, part, stream))
+            copiers.copy(staged, batch, cuda.part_copier(there, staged, stream))
             stream.synchronize()
             np.testing.assert_array_equal(cuda.downloaded(there), batch)
 

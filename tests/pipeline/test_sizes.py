@@ -41,12 +41,10 @@ AXES = "height: {min: 24, opt: 32, max: 48}, width: {min: 24, opt: 40, max: 64}"
 CHECKED = [(24, 24), (32, 40), (48, 64), (37, 45), (24, 64), (48, 24)]
 
 
-def configuration(
-    network: str = "make", weights: str = "sample", task: str = "classification", axes: str = AXES
-) -> str:
+def configuration(network: str = "make", weights: str = "sample", axes: str = AXES) -> str:
     """Return the configuration of a network of `sized_networks`."""
     return f"""\
-model: {{name: tiny, factory: "tests.support.sized_networks:{network}", weights: {weights}, task: {task}}}
+model: {{name: tiny, factory: "tests.support.sized_networks:{network}", weights: {weights}}}
 preprocessing: {{resize: 32, crop: 32, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
 data: {{images: digits, calibration: 16, validation: 100}}
 precisions: [fp32, fp16]
@@ -243,28 +241,25 @@ def with_data(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "task", "step", "error", "said"),
+    ("network", "step", "error", "said"),
     [
-        ("make_flat", "classification", with_data, DataError, "takes no images of height 24, width 24"),
-        ("make_flat", "classification", exported, ExportError, "takes no images of height 24, width 24"),
-        ("make_read", "classification", exported, ExportError, "height"),
+        ("make_flat", with_data, DataError, "takes no images of height 24, width 24"),
+        ("make_flat", exported, ExportError, "takes no images of height 24, width 24"),
+        ("make_read", exported, ExportError, "height"),
         (
             "make_gridded",
-            "classification",
             exported,
             ExportError,
             "cannot run the exported graph\n.*fp32, height 24, width 24",
         ),
-        ("make_maps", "tensors", with_data, DataError, "gives other outputs for images of height 24, width 24"),
-        ("make_maps", "tensors", exported, ExportError, "gives other outputs for images of height 24, width 24"),
     ],
-    ids=["flat data", "flat graph", "number of a size", "grid", "maps", "graph of maps"],
+    ids=["flat data", "flat graph", "number of a size", "grid"],
 )
-def test_a_network_of_one_size_is_refused(  # noqa: PLR0913 - the network, the step, and its error
-    tmp_path: Path, network: str, task: str, step: Callable[[Project], None], error: type[Exception], said: str
+def test_a_network_of_one_size_is_refused(
+    tmp_path: Path, network: str, step: Callable[[Project], None], error: type[Exception], said: str
 ) -> None:
-    """Nothing is built of a network that takes one size, or whose outputs follow the image."""
-    own = project_of(tmp_path, configuration(network, "factory", task))
+    """Nothing is built of a network that takes one size."""
+    own = project_of(tmp_path, configuration(network, "factory"))
     make_source(own)
     with pytest.raises(error, match=said):
         step(own)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from model_artifacts.records import Clock, Key
 from pipeline.tune.records import Choice, Point, ScreenedBatch, Trial, TrialVerdict
-from pipeline.tune.search import Objective, Ranking, Repair, Search
-from pipeline.tune.space import Contender, Option, Space
+from pipeline.tune.search import RULE, Objective, Ranking, Repair, Screen, Search
+from pipeline.tune.space import Contender, Mixed, Option, Space
 
 BATCHES = (1, 64)
 OBJECTIVES = (*(Objective("latency", batch) for batch in BATCHES), Objective("throughput"), Objective("memory"))
@@ -19,6 +19,8 @@ STREAMS = Choice(setting="tensorrt.max_aux_streams", value=0)
 TILING = Choice(setting="tensorrt.tiling_optimization_level", value="fast")
 LIMIT = Choice(setting="tensorrt.l2_limit_for_tiling", value="16MiB")
 OPTIONS = (Option(STREAMS), Option(LEVEL, 4.0), Option(TILING), Option(LIMIT, needs=TILING.setting))
+RULES = ("entropy", "mse", "99.9%")
+"""Rules for ranges that are worth a build, the best first."""
 LAYERS = tuple(f"conv{number}" for number in range(12))
 
 
@@ -76,6 +78,8 @@ class World:
     """Settings that the library cannot apply."""
     fewest: int
     """Number of layers that must stay in FP16; more than there are if nothing helps."""
+    rescuing: frozenset[str]
+    """Rules for ranges with which all names keep their gate."""
     seconds: float
     """Duration of a trial."""
     budget: float
@@ -84,7 +88,8 @@ class World:
         """Return the search before its first move."""
         found = tuple(contender(name, place) for place, name in enumerate(self.names))
         mixed = {
-            item.subject: ("int8", contender(f"{name}-mixed")) for item, name in zip(found, self.names, strict=True)
+            item.subject: Mixed("int8", "int8", contender(f"{name}-mixed"))
+            for item, name in zip(found, self.names, strict=True)
         }
         return Search(Space(found, BATCHES), OBJECTIVES, self.budget, mixed=mixed)
 
@@ -97,7 +102,8 @@ class World:
         seconds = self.seconds * max([cost for _, cost in made], default=1.0)
         if refused := next((item.setting for item in point.choices if item.setting in self.refused), ""):
             return trial_of(number, point, seconds=seconds, verdict=TrialVerdict.UNSUPPORTED, refused=refused)
-        if name in self.failing and left < self.fewest:
+        rescued = any(item.setting == RULE and item.value in self.rescuing for item in point.choices)
+        if name in self.failing and left < self.fewest and not rescued:
             return trial_of(number, point, seconds=seconds, verdict=TrialVerdict.REJECTED)
         time = self.factors[self.names.index(name)] * (1 + left / 100)
         for gain, _ in made:
@@ -112,7 +118,9 @@ class World:
         """Make moves until the search ends, or until there are so many trials."""
         found = [*trials]
         while len(found) < most and (move := search.next(found)) is not None:
-            if isinstance(move, Repair):
+            if isinstance(move, Screen):
+                search = replace(search, rules={**search.rules, move.graph: RULES})
+            elif isinstance(move, Repair):
                 search = replace(search, rankings={**search.rankings, move.graph: Ranking(LAYERS, 3)})
             else:
                 found.append(self.trial(len(found) + 1, move))
@@ -128,6 +136,7 @@ WORLDS = st.builds(
     gains=st.tuples(*[st.floats(0.5, 1.5)] * len(OPTIONS)),
     refused=st.frozensets(st.sampled_from([item.choice.setting for item in OPTIONS])),
     fewest=st.integers(1, 20),
+    rescuing=st.frozensets(st.sampled_from(RULES)),
     seconds=st.floats(0.5, 30),
     budget=st.floats(10, 600),
 )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from model_artifacts.errors import UnsupportedError
+from model_artifacts.host.environment import threads
 from model_artifacts.sessions.gpu_pictures import TorchPictures, decoder
 from model_artifacts.sessions.preprocessing import read_placed, to_feed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from model_artifacts.records import Gpu, ImageInput, ManifestEntry, Preprocessing
     from model_artifacts.sessions.preprocessing import Picture, Placement
+
+MOST_THREADS = 8
+"""The most threads that read pictures, as of those that copy arrays: others have work, too."""
 
 
 class Read(NamedTuple):
@@ -36,17 +44,49 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class OnProcessor:
-    """Pillow reads the pictures, as it read those of the validation."""
+    """Pillow reads the pictures, as it read those of the validation.
+
+    Several threads read paths and bytes, for Pillow lets go of Python's lock meanwhile. Pillow's own images, which a
+    caller may hand over twice, are read by one.
+    """
 
     spec: Preprocessing
     kind: ImageInput
 
     def __call__(self, pictures: Sequence[Picture], smallest: int) -> Read:
-        """Return the batch of pictures, in the host's memory."""
-        places, pixels = zip(*(read_placed(picture, self.spec) for picture in pictures), strict=True)
-        batch = to_feed(np.stack(pixels), self.spec, self.kind)
-        missing = max(0, smallest - len(batch))
-        return Read(np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch, places)
+        """Return the batch of pictures, in the host's memory.
+
+        Raises:
+            DataError: a picture cannot be read: the first of them in their order.
+        """
+        count = min(threads(), MOST_THREADS, len(pictures))
+        if count > 1 and all(isinstance(picture, (str, bytes, os.PathLike)) for picture in pictures):
+            _load_formats()
+            with ThreadPoolExecutor(count, thread_name_prefix="picture") as pool:
+                try:
+                    found = list(pool.map(self._read, pictures))
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+        else:
+            found = [self._read(picture) for picture in pictures]
+        places, samples = zip(*found, strict=True)
+        return Read(np.concatenate([*samples, *[samples[-1]] * (smallest - len(samples))]), places)
+
+    def _read(self, picture: Picture) -> tuple[Placement, npt.NDArray[Any]]:
+        """Return the way of a picture to the input, and the batch of it alone."""
+        place, pixels = read_placed(picture, self.spec)
+        return place, to_feed(pixels[None], self.spec, self.kind)
+
+
+def _load_formats() -> None:
+    """Let Pillow load its formats, which it else does with the first file that needs one.
+
+    Another thread that opens a file meanwhile takes a format that was just loaded for one that it has tried.
+    """
+    from PIL import Image  # noqa: PLC0415 - hosts that only run batches have no Pillow
+
+    Image.init()
 
 
 @dataclass(frozen=True)

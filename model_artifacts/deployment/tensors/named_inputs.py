@@ -117,9 +117,10 @@ def _checked(given: Any, spec: TensorSpec) -> npt.NDArray[Any]:  # noqa: ANN401 
         raise RunError(
             f"the artifact takes other arrays for the input {spec.name!r}", expected=expected, got=got, fix=fix
         )
+    array = np.ascontiguousarray(array)
     if array.dtype.kind == "f":
         check_finite(array)
-    return np.ascontiguousarray(array)
+    return array
 
 
 def no_pictures(name: str, specs: Sequence[TensorSpec]) -> UsageError:

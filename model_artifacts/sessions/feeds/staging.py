@@ -46,37 +46,36 @@ def copier_threads(cores: int) -> int:
 
 
 class _Job:
-    """The copy of one array, whose pieces the threads take."""
+    """The copy of one array, whose pieces the threads take. A lock for each piece would cost more than a small copy."""
 
     def __init__(self, target: int, source: int, pieces: tuple[slice, ...]) -> None:
-        self.target = target
-        self.source = source
+        self._target = target
+        self._source = source
         self.arrived: SimpleQueue[slice] = SimpleQueue()
         self._pieces = deque(pieces)
-        self._copying = 0
-        self._changed = threading.Condition()
+        self._inside: list[threading.Lock] = []  # one of each thread, which it holds until it takes no further piece
 
     def copy(self) -> None:
         """Copy and report pieces until none is left."""
-        while (part := self._take()) is not None:
-            _move(self.target, self.source, part)
-            self.arrived.put(part)
-            with self._changed:
-                self._copying -= 1
-                self._changed.notify_all()
+        leaving = threading.Lock()
+        with leaving:
+            self._inside.append(leaving)  # before it takes a piece, so that `end` knows of it
+            while (part := self._take()) is not None:
+                _move(self._target, self._source, part)
+                self.arrived.put(part)
 
     def end(self) -> None:
         """Take away the pieces that no thread has begun, and wait for the others."""
-        with self._changed:
-            self._pieces.clear()
-            self._changed.wait_for(lambda: not self._copying)
+        self._pieces.clear()
+        for leaving in [*self._inside]:
+            with leaving:
+                pass
 
     def _take(self) -> slice | None:
-        with self._changed:
-            if not self._pieces:
-                return None
-            self._copying += 1
-            return self._pieces.popleft()
+        try:
+            return self._pieces.popleft()  # each thread gets another one
+        except IndexError:
+            return None
 
 
 class Copiers:
@@ -106,12 +105,13 @@ class Copiers:
             RunError: the threads have ended.
         """
         pieces = pieces_of(source.nbytes)
+        there, here = target.ctypes.data, source.ctypes.data
         if self._count < 1 or len(pieces) < FEWEST_PIECES:
             for part in pieces:
-                _move(target.ctypes.data, source.ctypes.data, part)
+                _move(there, here, part)
                 arrived(part)
             return
-        job = _Job(target.ctypes.data, source.ctypes.data, pieces)
+        job = _Job(there, here, pieces)
         try:
             self._start(job)
             for _ in pieces:

@@ -243,11 +243,12 @@ class Overlap:
 
     def _send(self, lane: _Lane, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
         """Copy an input to its pinned memory, from which each piece goes on to the GPU."""
-        staged, target, uploads = lane.staged[spec.name], lane.on_gpu[spec.name], self._streams.uploads
-        self._copiers.copy(staged, array, lambda part: cuda.copy_part_to_gpu(target, staged, part, uploads))
+        staged = lane.staged[spec.name]
+        upload = cuda.part_copier(lane.on_gpu[spec.name], staged, self._streams.uploads)
+        self._copiers.copy(staged, array, upload)
         if array.nbytes < staged.nbytes:
             _fill_up(staged, self.size)
-            cuda.copy_part_to_gpu(target, staged, slice(array.nbytes, staged.nbytes), uploads)
+            upload(slice(array.nbytes, staged.nbytes))
 
     def fits(self, batch: Batch) -> bool:
         """Return True if a batch may begin beside those under way: it has their shape, or there are none.

@@ -12,7 +12,7 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import FOLLOWING, own_sizes
+from pipeline.config.axes import own_sizes
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
 from pipeline.stages.common.sizes.following import at_each_size, require_following
@@ -57,15 +57,15 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
             former.unlink()
     if not project.config.axes:
         return ()
-    specs, task = project.source().inputs, project.source().task
+    specs = project.source().inputs
     require_axes(project, specs)
     own = own_sizes(specs, dynamic_inputs(project))
     rows = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
     others = [sizes for sizes in project.config.checked_sizes if {**own, **dict(sizes)} != own]
     tried = at_each_size(project, model, others, DataError)
-    require_following(tried, task, DataError, what_of(project))
+    require_following(tried, project.source().task, DataError, what_of(project))
     return tuple(
-        _store(project, _at(project, rows, sizes), run, item.shapes if task in FOLLOWING else ())
+        _store(project, _at(project, rows, sizes), run, () if item.shapes == tried[0].shapes else item.shapes)
         for sizes, item in zip(others, tried[1:], strict=True)
     )
 

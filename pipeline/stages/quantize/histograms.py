@@ -1,7 +1,7 @@
 """Histogram of an activation → its range by entropy or by squared error. Pure.
 
 Both clip what is far out, where that makes the many small values finer. ONNX Runtime has the entropy; its calibrater
-takes 128 bins, of which it merges none, so that every range is the maximum. Here it gets 2048, as TensorRT's does.
+begins with as many bins as levels, 128, and can clip next to nothing. Here it gets 2048 bins, as TensorRT's does.
 """
 
 from __future__ import annotations

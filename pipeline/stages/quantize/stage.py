@@ -136,7 +136,7 @@ def _left_layers(forms: _Forms, graph: Graph, left: Collection[str]) -> int:
 def _write_forms(project: Project, graph: Graph, path: Path, path17: Path) -> _Forms:
     """Quantise the graph, and write all of its files or none."""
     with _translated():
-        fp32 = _fp32(project)
+        fp32 = fp32_of(project)
         with contextlib.ExitStack() as files:
             temporary = files.enter_context(replacing(path))
             forms = _forms(project, graph, fp32, temporary)
@@ -156,7 +156,8 @@ def _translated() -> Iterator[None]:
         raise QuantizeError("the graph cannot be quantised", got=onnx_graph.reason_of(exc)) from exc
 
 
-def _fp32(project: Project) -> onnx.ModelProto:
+def fp32_of(project: Project) -> onnx.ModelProto:
+    """Return the FP32 graph that the export has written."""
     return onnx.load(project.file(project.onnx(Graph.FP32).file))  # by its path, the quantiser would write beside it
 
 
@@ -234,7 +235,7 @@ def _apart(project: Project, graph: Graph, function: Callable[..., Means], *argu
 def measure_shifts(project: Project, scratch: Path) -> Means:
     """Return the mean error of the outputs of the quantised graph in `scratch` on calibration images."""
     with _translated():
-        return output_shifts(onnx.load(scratch), _fp32(project), _images(project))
+        return output_shifts(onnx.load(scratch), fp32_of(project), _images(project))
 
 
 def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], folder: Path) -> Means:
@@ -251,7 +252,7 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
     """
     tempfile.tempdir = str(folder)
     with _translated(), storage_errors(f"writing {scratch}"):
-        fp32 = _fp32(project)
+        fp32 = fp32_of(project)
         # Before the quantiser moves the weights out of the graph.
         images = _images(project)
         means = input_means(fp32, images)
@@ -291,13 +292,37 @@ def calibrate(project: Project, graph: Graph, images: Images, settings: Quantiza
         RecordError: a record of the export or of the data stage is missing or damaged.
     """
     with _translated(), tempfile.TemporaryDirectory() as folder:
-        fp32 = _fp32(project)
+        fp32 = fp32_of(project)
         weights, means = _weights(fp32), input_means(fp32, images)  # before the quantiser moves the weights out of it
         scratch, settings = Path(folder) / "placed.onnx", settings or project.config.quantization
         groups = left_by(settings, fp32)
         place_pairs(images, graph, fp32, scratch, settings=settings)
         placed = onnx_graph.to_opset(_placed(graph, scratch, weights, groups), OPSET)
         return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights, means)
+
+
+def quantized_once(project: Project, graph: Graph, images: Images, settings: QuantizationConfig) -> onnx.ModelProto:
+    """Return a quantised graph with corrected biases and all of its nodes, for a look at its outputs.
+
+    Call it in a process that may crash: ONNX Runtime runs the graph.
+
+    Args:
+        project: the export of FP32 and the data stage must have run.
+        graph: a quantised graph, for TensorRT or for x86.
+        images: the images that give the ranges.
+        settings: those in place of the configuration's.
+
+    Raises:
+        QuantizeError: the graph cannot be quantised.
+        RecordError: a record of the export or of the data stage is missing or damaged.
+    """
+    if not graph.for_x86:
+        return calibrate(project, graph, images, settings).leaving(())
+    with _translated(), tempfile.TemporaryDirectory() as folder:
+        fp32, scratch = fp32_of(project), Path(folder) / "placed.onnx"
+        weights, means = _weights(fp32), input_means(fp32, images)
+        place_pairs(images, graph, fp32, scratch, settings=settings)
+        return correct_biases(onnx.load(scratch), weights, means)
 
 
 def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:

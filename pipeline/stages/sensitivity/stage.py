@@ -108,13 +108,13 @@ def _measure(project: Project, graph: Graph) -> _Found:
     calibrated = calibrate(project, graph, given)
     nodes = {node.name: node for node in quantized_nodes(calibrated.model)}
     whole = calibrated.leaving([node.name for node in calibrated.model.graph.node])
-    meaning = _meaning(project)
-    reference = _run(whole, judging, meaning)
+    meaning = meaning_of(project)
+    reference = run_graph(whole, judging, meaning)
     # As `make_quantized` centres, by the images that give the ranges.
     centre = Centre.of(whole, given) if graph.precision is Precision.INT8 else None
 
     def judged_of(model: onnx.ModelProto) -> Judged:
-        return judge(_run(centre.centred(model) if centre else model, judging, meaning), reference, meaning)
+        return judge(run_graph(centre.centred(model) if centre else model, judging, meaning), reference, meaning)
 
     with Bars() as bars:
         report = bars.reporting("nodes quantised one at a time")
@@ -136,7 +136,8 @@ def _measure(project: Project, graph: Graph) -> _Found:
     return _Found(len(judged), len(ranging), tuple(layers), plain, proposal, proposed)
 
 
-def _meaning(project: Project) -> Meaning:
+def meaning_of(project: Project) -> Meaning:
+    """Return what decides which of the model's answers are lost."""
     model, source = project.config.model, project.source()
     spans, tolerance = spans_of(source), model.tolerance
     if model.task is Task.REGRESSION:
@@ -189,7 +190,8 @@ def propose(
     return left, judged
 
 
-def _run(model: onnx.ModelProto, images: Batch, meaning: Meaning) -> Logits:
+def run_graph(model: onnx.ModelProto, images: Batch, meaning: Meaning) -> Logits:
+    """Run a graph on the CPU; return float32 (samples, values of all outputs)."""
     outputs = run_stand_in(model.SerializeToString(), images, _BATCH)
     return rows_of(outputs, meaning.spans, "the quantised graph")
 

@@ -46,6 +46,18 @@ class Detector(NamedTuple):
     classes: int | None = None
     """The number of classes; None if unknown."""
 
+    def at(self, spans: Sequence[Span], size: tuple[int, int]) -> Detector:
+        """Return the same step for images of another size.
+
+        Args:
+            spans: the columns of each output there.
+            size: the height and the width of the images.
+        """
+        here = tuple(
+            own._replace(shape=span.shape, columns=span.columns) for own, span in zip(self.spans, spans, strict=True)
+        )
+        return self._replace(spans=here, size=size)
+
     @property
     def threshold(self) -> float:
         """The score above which a box is a detection; 0 if the function decides."""

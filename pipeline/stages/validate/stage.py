@@ -48,7 +48,7 @@ from pipeline.stages.validate.outputs import (
     largest_loss,
     worst_of,
 )
-from pipeline.stages.validate.sizes.judging import judge_sizes
+from pipeline.stages.validate.sizes.judging import judge_boxes, judge_sizes
 from pipeline.stages.validate.sizes.runs import run_sizes
 from pipeline.stages.validate.yardsticks import reference_checks, yardstick_for
 from pipeline.system.isolation import run_isolated
@@ -157,6 +157,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     checks += tuple(check for run in judged for check in run.checks)
     for span in spans if ran.sized else ():
         checks += judge_sizes(ran.sized, span, labels, yardstick_for(project, claimed, span), project.rounding(claimed))
+    checks += judge_boxes(ran.sized, detector, labels, gates) if detector else ()
     worst = worst_of(judged)
     return AccuracyReport(
         key=key,

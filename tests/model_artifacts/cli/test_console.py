@@ -78,7 +78,10 @@ def hostile(copied: Path) -> Callable[..., Path]:
         path = copied / "artifacts" / "manifest.json"
         manifest = read_record(path, Manifest)
         entries = tuple(entry.model_copy(update=changes) for entry in manifest.artifacts)
-        write_record(path, manifest.model_copy(update={"artifacts": entries}))
+        about = manifest.model
+        if about and "model" in changes:  # the manifest's model is that of its artifacts
+            about = about.model_copy(update={"name": changes["model"]})
+        write_record(path, manifest.model_copy(update={"artifacts": entries, "model": about}))
         return path.parent
 
     return change

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +19,14 @@ from model_artifacts.errors import ArtifactError, RunError, UnsupportedError, Us
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Backend, BatchRange, Manifest, Precision
 from model_artifacts.serving.runners import Opened
+from model_artifacts.serving.streams import InTurn
 from model_artifacts.sessions.preprocessing import to_input
 from tests.support.deployables import engine, machine, module
 from tests.support.hosts import H100
 from tests.support.pictures import photographs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -236,6 +237,33 @@ def test_a_stream_gives_what_the_model_gives(built: Project, batching: pipeline.
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
 
 
+@pytest.mark.parametrize("overlaps", [True, False], ids=["overlap", "no-overlap"])
+def test_a_stream_takes_what_the_artifact_has(
+    built: Project, monkeypatch: pytest.MonkeyPatch, *, overlaps: bool
+) -> None:
+    """An engine's streams are its own, with the buffers that were asked for; an ONNX file runs on another thread."""
+    asked: list[int] = []
+    seen: list[str] = []
+
+    def run(batch: Batch) -> Batch:
+        seen.append(threading.current_thread().name)
+        return np.eye(10, dtype=np.float32)[: len(batch)]
+
+    @contextmanager
+    def overlap(buffers: int) -> Iterator[InTurn]:
+        asked.append(buffers)
+        yield InTurn(lambda batch: np.zeros((len(batch), 10), np.float32))
+
+    opened = nullcontext(Opened((run,), overlap if overlaps else None))
+    monkeypatch.setattr("model_artifacts.deployment.loading.open_serving", lambda *_: opened)
+    batches = [np.zeros((1, 3, 32, 32), np.float32)] * 3
+    with pipeline.load(built.paths.root) as model:
+        found = list(model.stream(batches, buffers=2))
+    assert [float(outputs.max()) for outputs in found] == [0.0 if overlaps else 1.0] * 3
+    assert asked == [2] * overlaps
+    assert [name.startswith("stream") for name in seen] == [True] * 3 * (not overlaps)
+
+
 def test_what_cannot_be_served_so_is_said(
     built: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -280,8 +308,8 @@ def test_what_needs_a_gpu_says_so_where_it_does_not_start(
     """A manifest that was resolved for a GPU that is not there gives one message, and no crash."""
     path = copied / "artifacts" / "manifest.json"
     manifest = read_record(path, Manifest)
-    file = manifest.artifacts[0].file
-    write_record(path, manifest.model_copy(update={"artifacts": (made.model_copy(update={"file": file}),)}))
+    made = made.model_copy(update={"model": "tiny", "file": manifest.artifacts[0].file})
+    write_record(path, manifest.model_copy(update={"artifacts": (made,)}))
     monkeypatch.setattr("model_artifacts.deployment.loading.this_host", lambda: machine(H100))
     with pytest.raises((RunError, UnsupportedError)), pipeline.load(path.parent):
         pass

@@ -17,14 +17,16 @@ from model_artifacts.records import (
     KeyField,
     Link,
     Manifest,
+    ManifestModel,
     Milestone,
     Status,
+    WeightsOrigin,
     joined,
     manifests_of,
     model_names,
     of_model,
 )
-from tests.support.manifests import entry, manifest
+from tests.support.manifests import SHA, entry, manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +60,18 @@ def _of(model: str, year: int = 2026, git: GitState | None = CLEAN, number: int 
     )
 
 
+ABOUT = ManifestModel(
+    name="a",
+    factory="a:b",
+    weights_origin=WeightsOrigin.SAMPLE,
+    weights_detail="a sample",
+    weights_sha256=SHA,
+    class_names=None,
+    preprocessing=None,
+    images="digits",
+    labelled=True,
+    reference_top1=0.76,
+)
 A, B, C = _of("a"), _of("b", 2027, DIRTY), _of("c", 2025, None, 1)
 
 
@@ -119,6 +133,20 @@ def test_a_manifest_that_does_not_fit_together_is_none(change: Callable[[dict[st
     whole = json.loads(joined((A, B)).to_json())
     with pytest.raises(ValidationError):
         Manifest.model_validate({**whole, **change(whole)})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["artifacts", "model"])
+def test_facts_of_one_model_are_of_no_other(renamed: bool) -> None:  # noqa: FBT001 - a parameter
+    """Without `models`, all artifacts are of one model, and it is the one that `model` describes."""
+    own = json.loads(A.model_copy(update={"model": ABOUT}).to_json())
+    assert Manifest.model_validate(own).model == ABOUT
+    others = json.loads(B.to_json())["artifacts"]
+    changed = {"model": own["model"] | {"name": "b"}} if renamed else {"artifacts": others}
+    with pytest.raises(ValidationError, match="there are 'a' and 'b'"):
+        Manifest.model_validate(own | changed)
+    mixed = [*own["artifacts"], *others]
+    with pytest.raises(ValidationError, match="there are 'a' and 'b'"):
+        Manifest.model_validate(own | {"model": None, "artifacts": mixed})
 
 
 def test_the_rates_of_a_gpu_are_the_fastest_of_all_models() -> None:

@@ -139,10 +139,9 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("model: {task: detection, factory: 'a:b', decoding: {}}", "`task: detection` takes one size of images"),
         (
             f"model: {{task: segmentation, onnx: a.onnx}}\npreprocessing: {STEPS}",
-            "the maps of an ONNX file have one size: the emulation of rounding runs no `Resize`",
+            "`task: segmentation` of an ONNX file takes one size of images: the emulation of rounding",
         ),
         (
             "model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz}",
@@ -158,7 +157,7 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
         ),
         ("data: {axes: {words: [height]}}", "`data.axes` names axes of `data.tensors`; those of images are height and"),
     ],
-    ids=["boxes", "maps of an ONNX file", "no names", "another name", "no range", "images"],
+    ids=["maps of an ONNX file", "no names", "another name", "no range", "images"],
 )
 def test_an_axis_without_names_or_range_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
     """Maps follow the image, and the axes of arrays need names and ranges."""

@@ -11,8 +11,8 @@ from hypothesis import given
 
 from model_artifacts.records import Clock, Key
 from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
-from pipeline.tune.records import FinalRestart, FinalSet, Point, Trial, TrialVerdict
-from pipeline.tune.search import with_choice
+from pipeline.tune.records import Choice, FinalRestart, FinalSet, Point, Trial, TrialVerdict
+from pipeline.tune.search import RULE, with_choice
 from tests.support.searches import LEVEL, OBJECTIVES, STREAMS, WORLDS, World, contender, trial_of
 
 if TYPE_CHECKING:
@@ -150,6 +150,18 @@ def test_a_choice_is_counted_against_the_same_point_without_it() -> None:
     assert (level.compared, level.helped, level.ratio, level.lost) == (2, 2, 0.9, 1)
     assert (streams.compared, streams.note) == (0, "it has none")
     assert effects["int8 in place of fp16"].ratio == 0.5
+
+
+def test_a_choice_that_saves_the_gate_is_counted() -> None:
+    """The same point without it missed the gate, so that there is no latency to compare with."""
+    rule = Choice(setting=RULE, value="mse")
+    trials = [
+        trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED),
+        trial_of(2, with_choice(INT8.point, rule), 1.0),
+        trial_of(3, with_choice(FP16.point, rule), 1.0),
+    ]
+    (effect,) = effects_of(trials, OBJECTIVES, lambda _: None)
+    assert (effect.what, effect.compared, effect.rescued) == ("quantization.calibration: mse", 0, 1)
 
 
 def test_a_difference_of_one_percent_is_no_help() -> None:

@@ -9,14 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.tune.records import Choice, Point, TrialVerdict
-from pipeline.tune.search import Objective, Ranking, Repair, Search, best_of, gains_of, ranking_of, with_choice
-from pipeline.tune.space import Contender, Space
+from pipeline.tune.search import (
+    RULE,
+    Objective,
+    Ranking,
+    Repair,
+    Screen,
+    Search,
+    best_of,
+    gains_of,
+    ranking_of,
+    with_choice,
+)
+from pipeline.tune.space import Contender, Mixed, Space
 from tests.support.searches import (
     BATCHES,
     LAYERS,
     LEVEL,
     LIMIT,
     OBJECTIVES,
+    RULES,
     STREAMS,
     TILING,
     WORLDS,
@@ -126,6 +138,22 @@ def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
     assert search_of().next(trials) == with_choice(INT8.point, LEVEL)
 
 
+def test_a_choice_that_cost_the_gate_is_not_added_again() -> None:
+    """Not to the same variant with others beside it; another variant may try it."""
+    level = with_choice(INT8.point, LEVEL)
+    trials = [
+        trial_of(1, INT8.point, 2.0),
+        trial_of(2, FP16.point, 9.0),
+        trial_of(3, with_choice(INT8.point, STREAMS), verdict=TrialVerdict.REJECTED),
+        trial_of(4, level, 1.0),
+    ]
+    assert search_of().next(trials) == with_choice(level, TILING)
+    trials[1] = trial_of(2, FP16.point, 0.5)
+    assert search_of().next(trials) == with_choice(FP16.point, LEVEL)
+    tried = [trial_of(5, with_choice(FP16.point, LEVEL), 2.0)]
+    assert search_of().next([*trials, *tried]) == with_choice(FP16.point, STREAMS)
+
+
 def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:
     """The highest level takes four times as long as a trial without it, and only two of them are left."""
     trials = [
@@ -163,34 +191,68 @@ def test_a_part_of_the_budget_is_kept_for_the_finals() -> None:
     assert search_of(10.0).next(timed) is None
 
 
-def test_int8_that_misses_its_gate_is_repaired_before_others_are_begun() -> None:
+def mixed_of(*items: Contender) -> dict[str, Mixed]:
+    """Return the same variants with layers left in FP16."""
+    return {item.subject: Mixed("int8", "int8", contender(f"{item.subject[6:]}-mixed")) for item in items}
+
+
+def ruled(rule: str) -> Point:
+    """Return int8 with another rule for its ranges."""
+    return with_choice(INT8.point, Choice(setting=RULE, value=rule))
+
+
+MISSED = trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED)
+
+
+def test_int8_that_misses_its_gate_gets_other_ranges_before_others_are_begun() -> None:
+    """The rules are asked for once; the best two are built, and the first that passes ends the repair."""
+    search = search_of(mixed=mixed_of(INT8))
+    assert search.next([MISSED]) == Screen("int8")
+    search = replace(search, rules={"int8": RULES})
+    assert search.next([MISSED]) == ruled(RULES[0])
+    first = trial_of(2, ruled(RULES[0]), verdict=TrialVerdict.REJECTED)
+    assert search.next([MISSED, first]) == ruled(RULES[1])
+    second = trial_of(3, ruled(RULES[1]), verdict=TrialVerdict.REJECTED)
+    assert search.next([MISSED, first, second]) == Repair("int8")
+    assert search.next([MISSED, first, trial_of(3, ruled(RULES[1]), 1.0)]) == FP16.point
+
+
+def test_layers_stay_in_fp16_where_no_rule_helps() -> None:
     """The layers' sensitivities are asked for once, then the proposed number of layers stays in FP16."""
-    mixed = {INT8.subject: ("int8", contender("int8-b1-mixed"))}
-    trials = [trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED)]
-    assert search_of(mixed=mixed).next(trials) == Repair("int8")
-    ranked = search_of(mixed=mixed, rankings={"int8": Ranking(LAYERS, 3)})
+    search = search_of(mixed=mixed_of(INT8), rules={"int8": ()})
+    assert search.next([MISSED]) == Repair("int8")
+    ranked = replace(search, rankings={"int8": Ranking(LAYERS, 3)})
     expected = Choice(setting="leave_unquantized.int8", value=LAYERS[:3])
-    assert ranked.next(trials) == Point(subject="m/gpu/int8-b1-mixed", choices=(expected,))
+    assert ranked.next([MISSED]) == Point(subject="m/gpu/int8-b1-mixed", choices=(expected,))
+
+
+def test_a_repaired_point_asks_for_no_rules_again() -> None:
+    """A search that goes on sees what has passed, and judges nothing anew."""
+    passed = trial_of(2, ruled("mse"), 1.0)
+    assert search_of(mixed=mixed_of(INT8)).next([MISSED, passed]) == FP16.point
 
 
 def test_without_a_ranking_nothing_is_repaired() -> None:
     """A graph whose sensitivities cannot be measured is left as it is."""
-    mixed = {INT8.subject: ("int8", contender("int8-b1-mixed"))}
-    trials = [trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED)]
-    assert search_of(mixed=mixed, rankings={"int8": Ranking((), 0)}).next(trials) == FP16.point
+    search = search_of(mixed=mixed_of(INT8), rules={"int8": ()}, rankings={"int8": Ranking((), 0)})
+    assert search.next([MISSED]) == FP16.point
 
 
 def test_another_batch_range_begins_with_the_layers_that_passed_before() -> None:
     """What the repair of one range has found is the proposal for the next."""
     other = contender("int8-b64", 2)
-    mixed = {item.subject: ("int8", contender(f"{item.subject[6:]}-mixed")) for item in (INT8, other)}
     layers = Choice(setting="leave_unquantized.int8", value=LAYERS[:1])
     trials = [
-        trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED),
+        MISSED,
         trial_of(2, Point(subject="m/gpu/int8-b1-mixed", choices=(layers,)), 1.0),
         trial_of(3, other.point, verdict=TrialVerdict.REJECTED),
     ]
-    search = search_of(mixed=mixed, rankings={"int8": Ranking(LAYERS, 3)}, space=Space((INT8, other), BATCHES))
+    search = search_of(
+        mixed=mixed_of(INT8, other),
+        rules={"int8": ()},
+        rankings={"int8": Ranking(LAYERS, 3)},
+        space=Space((INT8, other), BATCHES),
+    )
     assert search.next(trials) == Point(subject="m/gpu/int8-b64-mixed", choices=(layers,))
 
 

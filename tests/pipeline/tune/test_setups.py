@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import UsageError
+from model_artifacts.records import Backend, Graph, Precision
 from pipeline.config.loading import load_config
 from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.freshness import is_current
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 ENGINE = "tiny/rtx-sm80+/fp32-b1-ws16MiB"
 RANGE = {"min": 1, "opt": 8, "max": 32}
 SIDES = {"height": {"min": 32, "opt": 64, "max": 96}, "width": {"min": 64, "opt": 64, "max": 128}}
+INT8 = "tiny/cpu-x86_64/onnxruntime-int8-cpu"
+LAST = Choice(setting="quantization.last", value=True)
 LAYERS = Choice(setting="leave_unquantized.int8", value=("a", "b"))
 
 
@@ -87,6 +90,29 @@ def test_layers_left_in_fp16_have_graphs_of_their_own(setups: Setups) -> None:
     assert {"fp32.onnx", "int8.onnx"} <= links
     assert not any("mixed" in name for name in links)
     assert not (project.paths.folder / "onnx").is_symlink()
+
+
+def test_pairs_and_ranges_have_graphs_of_their_own(setups: Setups) -> None:
+    """All quantised graphs and their rounding are made again there, and nothing before them; the choice is read."""
+    project, variant = setups.place(Point(subject=INT8, choices=(LAST,)))
+    assert project.config.quantization.last
+    for folder in ("onnx", "rounding"):
+        files = {path.name for path in (project.paths.folder / folder).iterdir()}
+        assert "fp32.json" in files
+        assert not any(name.startswith("int8") for name in files)
+    assert is_current(project, project.plan.graph_step(Graph.FP32))
+    assert not is_current(project, project.plan.graph_step(Graph.INT8_CPU))
+    assert key_of(project, Step("export", "tiny/fp32")) == key_of(setups.base, Step("export", "tiny/fp32"))
+    assert variant.graph is Graph.INT8_CPU
+
+
+def test_a_winner_without_quantised_graphs_has_no_settings_of_them() -> None:
+    """They would be refused beside fp16 alone; int8 keeps them."""
+    config = config_of(precisions=["fp16", "int8"], quantization={"calibration": "mse"})
+    for variant in Plan(config).variants:
+        if variant.backend is Backend.TENSORRT:
+            dropped = narrowed(config, variant).dropped
+            assert ("quantization" in dropped) == (variant.precision is Precision.FP16)
 
 
 def test_a_second_look_writes_nothing(setups: Setups) -> None:

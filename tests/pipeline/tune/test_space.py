@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import Backend, Host
+from pipeline.config.quantization import GROUPS
 from pipeline.planning.plan import Plan
 from pipeline.tune.space import mixed_of, space_of
 from tests.support.hosts import H100, RTX, TRT10, host
@@ -73,8 +74,28 @@ def test_a_range_serves_every_batch_that_it_takes() -> None:
 def test_each_quantised_point_has_one_with_layers_left_in_fp16() -> None:
     """Of the same backend, batches and workspace."""
     plan = Plan(config_of(precisions=["int8", "fp16"]), Host())
-    mixed = {subject: (graph, item.subject) for subject, (graph, item) in mixed_of(plan).items()}
+    mixed = {subject: (item.graph, item.ranked, item.contender.subject) for subject, item in mixed_of(plan).items()}
     assert mixed == {
-        "m/cpu-x86_64/onnxruntime-int8-cpu": ("int8", "m/cpu-x86_64/onnxruntime-int8-mixed-cpu"),
-        "m/rtx-sm80+/int8-b1-ws1GiB": ("int8", "m/rtx-sm80+/int8-mixed-b1-ws1GiB"),
+        "m/cpu-x86_64/onnxruntime-int8-cpu": ("int8-cpu", "int8", "m/cpu-x86_64/onnxruntime-int8-mixed-cpu"),
+        "m/rtx-sm80+/int8-b1-ws1GiB": ("int8", "int8", "m/rtx-sm80+/int8-mixed-b1-ws1GiB"),
     }
+
+
+def pairs_of(plan: Plan, name: str, groups: tuple[str, ...] = GROUPS) -> dict[str, object]:
+    """Return the groups of Q/DQ pairs that a contender could be given, with their values."""
+    (found,) = (item for item in space_of(plan, groups).contenders if item.subject.endswith(name))
+    made = [item.choice for item in found.options if item.choice.setting.startswith("quantization.")]
+    return {choice.setting.rpartition(".")[2]: choice.value for choice in made}
+
+
+def test_quantised_points_could_be_without_groups_of_pairs() -> None:
+    """Each group that the network has: x86 all of them, TensorRT no concatenations, and fp8 has none at its ends."""
+    plan = Plan(config_of(precisions=["fp32", "int8", "fp8"]), Host())
+    left = {"sums": False, "pools": False}
+    assert pairs_of(plan, "onnxruntime-int8-cpu") == {"last": True, "first": False, **left, "concats": False}
+    assert pairs_of(plan, "/int8-b1-ws1GiB") == {"last": True, "first": False, **left}
+    assert pairs_of(plan, "onnxruntime-int8-cpu", ("first", "last")) == {"last": True, "first": False}
+    assert pairs_of(plan, "onnxruntime-fp32") == {}
+    gpu = Plan(config_of(precisions=["fp8"]), host(H100, flavours=(TRT10,)))
+    assert pairs_of(gpu, "/fp8-b1-ws1GiB") == {"last": True, "first": True, **left}
+    assert mixed_of(plan)["m/cpu-x86_64/onnxruntime-int8-cpu"].contender.options == ()

@@ -12,13 +12,14 @@ from model_artifacts.records import Clock, Key, Precision
 from pipeline.records import LayerProfile, LayerTime, Outcome
 from pipeline.tune.explain import LayerFloor
 from pipeline.tune.frontier import frontier_of
-from pipeline.tune.records import Answer, Effect, Standing, TrialVerdict, TuneRecord
+from pipeline.tune.records import Answer, Effect, ScreenedRule, Standing, TrialVerdict, TuneRecord
 from pipeline.tune.search import with_choice
 from pipeline.tune.table import (
     answer_lines,
     effect_lines,
     floor_lines,
     frontier_lines,
+    rule_lines,
     summary_line,
     trial_lines,
     unproven_lines,
@@ -120,13 +121,27 @@ def test_one_restart_claims_no_interval() -> None:
         (Effect(what="x: 1", compared=4, helped=3, ratio=0.9), "3 of 4, time ×0.900"),
         (Effect(what="x: 1", compared=1, helped=0, ratio=1.0, lost=2), "0 of 1, time ×1.000, 2 missed the gate"),
         (Effect(what="x: 1", compared=0, helped=0, note="it has none"), "never compared: it has none"),
+        (Effect(what="x: 1", compared=0, helped=0, rescued=1), "1 passed by it alone"),
+        (Effect(what="x: 1", compared=2, helped=0, ratio=1.0, rescued=1), "0 of 2, time ×1.000, 1 passed by it alone"),
     ],
-    ids=["helped", "lost", "refused"],
+    ids=["helped", "lost", "refused", "rescued", "rescued and compared"],
 )
 def test_each_choice_has_a_line(effect: Effect, expected: str) -> None:
     """How often it helped, by how much, and how often it missed the gate."""
-    assert effect_lines(record_of(effects=(effect,)))[1] == f"  {'x: 1':<48} {expected}"
+    name, counts = "  x: 1", effect_lines(record_of(effects=(effect,)))[1:]
+    assert counts == ([f"{name:<50} {expected}"] if len(expected) < 30 else [name, f"{expected:>80}"])
     assert effect_lines(record_of()) == []
+
+
+def test_rules_that_were_judged_without_a_build_have_lines() -> None:
+    """The graph's own first, then those that are nearer; none is said as well."""
+    own = ScreenedRule(rule="max", kept=False, loss=0.02, distance=0.1)
+    other = ScreenedRule(rule="99.99%", kept=True, loss=0.0, distance=0.05)
+    assert rule_lines([own, other], ["99.99%"]) == [
+        "  max       relative L2 1.00e-01, loss 2.00%: its own",
+        "  99.99%    relative L2 5.00e-02, loss 0.00%: these images keep the gate",
+    ]
+    assert rule_lines([own, other], [])[1:] == ["  no other rule is nearer"]
 
 
 def test_the_end_says_why_it_stopped() -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model_artifacts.errors import NewerRecordError
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import SCHEMA_VERSION, Setting
+from model_artifacts.records import SCHEMA_VERSION, Graph, Setting
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.setups import Setups
-from pipeline.tune.trials import Trials, drop_of, refusal_of, screening_of
+from pipeline.tune.trials import Trials, drop_of, refusal_of, screened_rules, screening_of
 from tests.support.records import with_digest
 from tests.support.searches import LEVEL, STREAMS
 
@@ -53,6 +54,41 @@ def test_choices_that_cannot_be_made_fail_alone_and_are_tried_again(copied_searc
     assert trial.verdict is TrialVerdict.FAILED
     assert "no_such_layer" in trial.reason
     assert store.read() == before
+
+
+def test_groups_of_pairs_and_ranges_are_built_and_judged(copied_search: Project) -> None:
+    """Each is a graph of its own in a folder of its own; an unchanged graph is timed once."""
+    store = Trials(Setups(copied_search))
+    found = []
+    for setting, value in (("quantization.last", True), ("quantization.calibration", "max")):
+        choice = Choice(setting=setting, value=value)
+        found.append(store.make(Point(subject=INT8, choices=(choice,)), store.read(), 600.0))
+    base = store.read()[0]
+    last, own = found
+    assert {trial.verdict for trial in (base, last, own)} == {TrialVerdict.REJECTED}  # by the gate of this search
+    assert base.engine == own.engine != last.engine  # x86's own rule is the maximum
+    assert own.drop == base.drop
+
+
+def test_a_group_that_the_network_lacks_fails_alone(copied_search: Project) -> None:
+    """The network has no concatenation; the record says so."""
+    choice = Choice(setting="quantization.concats", value=False)
+    store = Trials(Setups(copied_search))
+    trial = store.make(Point(subject=INT8, choices=(choice,)), store.read(), 600.0)
+    assert trial.verdict is TrialVerdict.FAILED
+    assert "the graph has no concats" in trial.reason
+
+
+def test_judged_rules_are_kept(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search has judged them; only another gate judges them again."""
+    monkeypatch.setattr("pipeline.stages.sensitivity.ranges.judge_rules", None)
+    found = screened_rules(copied_search, Graph.INT8_CPU)
+    assert [item.rule for item in found] == ["max", "entropy", "mse", "99.9%", "99.99%", "99.999%"]
+    gates = copied_search.config.gates.model_copy(update={"margin": 0.5})
+    config = copied_search.config.model_copy(update={"gates": gates})
+    other = replace(copied_search, plan=replace(copied_search.plan, config=config))
+    with pytest.raises(TypeError, match="not callable"):
+        screened_rules(other, Graph.INT8_CPU)
 
 
 def test_a_lost_or_damaged_trial_is_made_again_from_what_is_built(copied_search: Project) -> None:

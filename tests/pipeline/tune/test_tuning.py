@@ -15,6 +15,7 @@ from pipeline.config.settings import Executor
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
+from pipeline.tune.search import RULE
 from pipeline.tune.tuning import Wishes, tune
 from tests.conftest import REPOSITORY
 from tests.pipeline.tune.conftest import HOUR
@@ -37,12 +38,14 @@ def record_of(project: Project) -> TuneRecord:
 
 
 def test_int8_missed_its_gate_and_was_repaired(searched: Project) -> None:
-    """With one layer left in floating point it passes; what missed the gate was never timed."""
+    """Other ranges are nearer and miss it, too; with one layer in floating point it passes. Only that was timed."""
     trials = trials_of(searched)
-    assert (trials[0].point.subject, trials[0].verdict) == (INT8, TrialVerdict.REJECTED)
-    assert trials[0].screened == ()
-    assert "relative L2" in trials[0].reason
-    repaired = trials[1]
+    missed = trials[:3]
+    assert {(trial.point.subject, trial.verdict) for trial in missed} == {(INT8, TrialVerdict.REJECTED)}
+    assert [trial.screened for trial in missed] == [(), (), ()]
+    assert "relative L2" in missed[0].reason
+    assert [[choice.setting for choice in trial.point.choices] for trial in missed] == [[], [RULE], [RULE]]
+    repaired = trials[3]
     assert repaired.point.subject == "tiny/cpu-x86_64/onnxruntime-int8-mixed-cpu"
     assert [len(choice.value) for choice in repaired.point.choices if isinstance(choice.value, tuple)] == [1]
     assert repaired.passed
@@ -75,6 +78,8 @@ def test_the_screen_is_80_columns_wide_and_says_what_happened(searched_folder: P
     for text in (
         "rejected: ",
         "leave_unquantized.int8: 1 layers",
+        "int8-cpu missed its gate: judging rules for its ranges",
+        "  max       relative L2 ",
         "the frontier",
         "to rebuild it: tiny/tune/",
         "skipped",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from model_artifacts.records import Question, Task
-from pipeline.config.axes import shown_sizes
+from pipeline.config.axes import PICTURE_AXES, shown_sizes
 from pipeline.stages.common.rows import nearest
 from pipeline.stages.validate.judgement import judge_logits
 from pipeline.stages.validate.metrics import measure
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import GateCheck
+    from pipeline.config.settings import Gates
     from pipeline.records import Rounding
     from pipeline.stages.common.rows import Span
+    from pipeline.stages.validate.detections import Detector
     from pipeline.stages.validate.judgement import Yardstick
     from pipeline.stages.validate.outputs import SizedRun
 
@@ -42,6 +46,7 @@ def judge_sizes(
         the relative L2 at each size, the check of answers that follow the image, and every other check that fails.
     """
     checks: list[GateCheck] = []
+    follows = any(run.samples.shapes for run in runs)
     for run in runs:
         here = run.span_of(span.name)
         own = yardstick._replace(
@@ -50,7 +55,6 @@ def judge_sizes(
         got, want = run.rows[:, here.columns], run.reference[:, here.columns]
         truth = None if labels is None else _truth_at(labels[: run.samples.samples], here, own.task)
         accuracy = measure(got, want, truth if own.task is Task.CLASSIFICATION else None, own.names, own.task)
-        follows = bool(run.samples.shapes)
         where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
         judged = judge_logits(got, want, truth, accuracy, own)
         checks += [
@@ -59,6 +63,34 @@ def judge_sizes(
             if check.metric == _SHOWN or not check.passed or (follows and check.question is Question.GOOD_ENOUGH)
         ]
     return labelled(checks, span)
+
+
+def judge_boxes(
+    runs: Sequence[SizedRun], detector: Detector, labels: npt.NDArray[Any] | None, gates: Gates
+) -> tuple[GateCheck, ...]:
+    """Judge the detections at each other size: do these images disprove them?
+
+    Args:
+        runs: the rows of all outputs at each size.
+        detector: the step to detections at the network's own size.
+        labels: the true boxes of the first validation images there; None without labels.
+        gates: the margin.
+
+    Returns:
+        the checks of the detections at each size.
+    """
+    checks: list[GateCheck] = []
+    for run in runs:
+        height, width = (
+            dict(run.samples.sizes).get(axis, own) for axis, own in zip(PICTURE_AXES, detector.size, strict=True)
+        )
+        truth = None if labels is None else labels[: run.samples.samples].astype(np.float64)
+        if truth is not None:
+            truth[..., :4] *= np.array([width / detector.size[1], height / detector.size[0]] * 2)
+        judged = detector.at(run.spans, (height, width)).judge(run.rows, run.reference, truth, gates, is_part=True)
+        where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
+        checks += [check.model_copy(update={"metric": check.metric + where}) for check in judged.checks]
+    return tuple(checks)
 
 
 def _truth_at(labels: npt.NDArray[Any], span: Span, task: Task) -> npt.NDArray[Any]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model_artifacts.deployment.pictures.readers import OnGpu, OnProcessor, gpu_reader
-from model_artifacts.errors import UnsupportedError, UsageError
+from model_artifacts.errors import DataError, UnsupportedError, UsageError
 from model_artifacts.records import GpuPictures, ImageInput, Interpolation, Preprocessing
 from model_artifacts.serving.settings import Serving
 from model_artifacts.sessions.gpu_pictures import TorchPictures, decoder
 from tests.support.hosts import H100
 from tests.support.manifests import entry
 from tests.support.pictures import photographs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SPEC = Preprocessing(
     resize=32, crop=32, interpolation=Interpolation.BILINEAR, mean=(0.5, 0.4, 0.6), std=(0.25, 0.3, 0.2)
@@ -33,6 +40,48 @@ def test_batches_are_filled_up_with_the_last_picture(kind: ImageInput) -> None:
     assert np.array_equal(wanted[1], wanted[2])
     level = 1 if kind is ImageInput.UINT8 else 1 / 255 / 0.2
     assert np.abs(found.numpy().astype(float) - wanted).max() <= level * 1.001
+
+
+@pytest.mark.parametrize("kind", [ImageInput.FLOAT32, ImageInput.UINT8])
+@pytest.mark.parametrize("cores", [1, 4])
+def test_several_threads_read_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ImageInput, cores: int
+) -> None:
+    """Files give the batch that one thread reads of the same images, in their order, and no thread is left."""
+    monkeypatch.setattr("model_artifacts.deployment.pictures.readers.threads", lambda: cores)
+    pictures = photographs(9)
+    files = [tmp_path / f"{number}.png" for number in range(9)]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    opening = threading.Barrier(2, timeout=30)
+    real = Image.open
+
+    def opened(file: Path) -> Image.Image:
+        if cores > 1 and file in files[:2]:
+            opening.wait()  # two threads are in here at once
+        return real(file)
+
+    monkeypatch.setattr("PIL.Image.open", opened)
+    formats: list[int] = []
+    monkeypatch.setattr("PIL.Image.init", lambda: formats.append(opening.n_waiting))
+    wanted, places = OnProcessor(SPEC, kind)(pictures, 11)
+    assert formats == []
+    found, same = OnProcessor(SPEC, kind)(files, 11)
+    assert formats == [0] * (cores > 1)  # Pillow's formats are there before the threads are
+    assert places == same
+    np.testing.assert_array_equal(found, wanted)
+    assert len(found) == 11
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("picture")]
+
+
+def test_the_first_picture_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread fails first."""
+    monkeypatch.setattr("model_artifacts.deployment.pictures.readers.threads", lambda: 4)
+    for number in range(40):
+        (tmp_path / f"{number:02}.png").write_bytes(b"no image")
+    photographs(1)[0].save(tmp_path / "00.png")
+    with pytest.raises(DataError, match=r"01\.png"):
+        OnProcessor(SPEC, ImageInput.FLOAT32)(sorted(tmp_path.iterdir()), 1)
 
 
 def test_artifact_with_a_proof_of_this_gpu_reads_on_it() -> None:

@@ -116,6 +116,18 @@ def test_a_renamed_model_does_not_stay_behind(copied: Path) -> None:
     assert model_names(read_record(project.paths.manifest, Manifest)) == ("renamed",)
 
 
+def test_a_copied_folder_is_made_again_for_its_model(copied: Path) -> None:
+    """Nothing in the key of a network names the model: the manifest had the facts of the one it was copied from."""
+    shutil.copytree(copied / "artifacts/tiny", copied / "artifacts/second")
+    second = _second(copied)
+    (reason,) = freshness_of(second, Step("source", "second")).reasons
+    assert reason == f"{second.paths.source} is the record of the model tiny"
+    assert main(["manifest", "second", "--config", str(second.config_file)]) == 0
+    assert second.manifest().model is None
+    assert main(["source", "second", "--config", str(second.config_file)]) == 0
+    assert second.source().model == "second"
+
+
 def test_a_damaged_manifest_costs_the_others_a_run(copied: Path) -> None:
     """The part that cannot be read is missing until its own project runs."""
     first, second = Project.load(copied / "pipeline.yaml", STAGES), _second(copied)

@@ -56,12 +56,12 @@ def on_an_h100(copied: Path) -> Project:
     target = "sm90-h100-80gb-hbm3-torch2.11"
     eager = entry(
         "eager-fp32", timing(1, 2.0, clock=Clock.GPU), timing(2, 2.2, clock=Clock.GPU), backend=Backend.EAGER,
-        id=f"tiny/{target}/eager-fp32", target=target, device_memory_bytes=10**8, accuracy=accuracy(1e-6),
+        model="tiny", id=f"tiny/{target}/eager-fp32", target=target, device_memory_bytes=10**8, accuracy=accuracy(1e-6),
     )  # fmt: skip
     engines = [
         entry(
             f"fp16-{size}", timing(1, 0.2, clock=Clock.GPU_GRAPH), timing(2, 0.25, clock=Clock.GPU_GRAPH),
-            id=f"tiny/rtx-sm80+/fp16-b1-2-4-ws{size}MiB", target="rtx-sm80+", backend=Backend.TENSORRT,
+            id=f"tiny/rtx-sm80+/fp16-b1-2-4-ws{size}MiB", model="tiny", target="rtx-sm80+", backend=Backend.TENSORRT,
             profile=RANGE.model_copy(update={"opt": 2}), workspace_bytes=size * 2**20, device_memory_bytes=10**7,
         )
         for size in (16, 32)

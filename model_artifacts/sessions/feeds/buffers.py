@@ -1,0 +1,78 @@
+"""A session's memory: each input and output on the GPU and in the host's pinned memory, as arrays of a batch's shape.
+
+The arrays are made once for a shape. Made anew in each call, they took as long as some networks run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from model_artifacts.host import cuda
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from model_artifacts.records import TensorSpec
+
+
+class Place(NamedTuple):
+    """An input or output of a prepared batch, in both memories."""
+
+    on_gpu: cuda.DeviceArray
+    """Its array on the GPU, with the rows that fill up the batch."""
+    rows: cuda.DeviceArray
+    """The batch's own rows of it."""
+    staged: npt.NDArray[Any]
+    """The pinned array of these rows."""
+
+    @property
+    def is_filled_up(self) -> bool:
+        """True if the GPU runs more rows than the batch has."""
+        return self.rows is not self.on_gpu
+
+
+class Buffers:
+    """The memory of all inputs and outputs for the largest batch."""
+
+    def __init__(self) -> None:
+        """Allocate nothing yet."""
+        self._device: dict[str, cuda.Memory] = {}
+        self._pinned: dict[str, cuda.PinnedMemory] = {}
+
+    def allocate(self, name: str, size: int) -> int:
+        """Allocate both memories of an input or output, and return its address on the GPU.
+
+        Args:
+            name: its name.
+            size: the bytes of its largest batch.
+
+        Raises:
+            RunError: the GPU has no room.
+        """
+        self._device[name] = cuda.Memory(size)
+        self._pinned[name] = cuda.PinnedMemory(size)
+        return self._device[name].pointer
+
+    def place(self, spec: TensorSpec, shape: tuple[int, ...], rows: int | None = None) -> Place:
+        """Return the arrays of an input or output.
+
+        Args:
+            spec: the input or output.
+            shape: its shape as the GPU runs it.
+            rows: the rows of the batch, fewer than the shape has; None for a batch that fills it.
+        """
+        dtype = np.dtype(spec.dtype)
+        on_gpu = self._device[spec.name].array(shape, dtype)
+        own = on_gpu if rows is None else on_gpu.rows(0, rows)
+        return Place(on_gpu, own, self._pinned[spec.name].array(own.shape, dtype))
+
+    def close(self) -> None:
+        """Free everything."""
+        for memory in self._device.values():
+            memory.close()
+        for pinned in self._pinned.values():
+            pinned.close()
+        self._device.clear()
+        self._pinned.clear()

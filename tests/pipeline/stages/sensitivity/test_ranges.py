@@ -1,0 +1,27 @@
+"""Rules for ranges, judged on calibration images without a build."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.records import Graph
+from pipeline.config.quantization import QuantizationConfig
+from pipeline.stages.sensitivity.ranges import judge_rules
+
+if TYPE_CHECKING:
+    from pipeline.planning.project import Project
+
+RULES = [QuantizationConfig.model_validate({"calibration": text}).calibration for text in ("max", "70%", "mse")]
+
+
+@pytest.mark.parametrize("graph", [Graph.INT8, Graph.INT8_CPU], ids=["int8", "x86"])
+def test_each_rule_is_judged_beside_fp32(built: Project, graph: Graph) -> None:
+    """A rule that clips a third of all values is far off and loses answers; the others are near. All are in order."""
+    found = judge_rules(built, graph, RULES)
+    assert [item.rule for item in found] == RULES
+    most, clipped, least = found
+    assert 0 < max(most.distance, least.distance) < 0.1 < clipped.distance
+    assert not clipped.kept
+    assert clipped.loss >= 0
