@@ -38,6 +38,7 @@ INTEGRATION = {
     "pipeline/test_io.py",
     "pipeline/test_own_inputs.py",
     "pipeline/test_killed_runs.py",
+    "pipeline/test_lengths.py",
     "pipeline/test_multilabel.py",
     "pipeline/test_onnx_model.py",
     "pipeline/test_profiles.py",

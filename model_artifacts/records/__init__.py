@@ -15,6 +15,7 @@ from model_artifacts.records.artifacts import (
 from model_artifacts.records.base import (
     SCHEMA_VERSION,
     Argument,
+    AxisName,
     AxisRange,
     Count,
     DigestedRecord,
@@ -107,6 +108,7 @@ __all__ = [
     "Accuracy",
     "Activation",
     "Argument",
+    "AxisName",
     "AxisRange",
     "Backend",
     "BatchRange",

@@ -301,8 +301,9 @@ def _written_graphs(config: Any) -> tuple[int, ...] | None:  # noqa: ANN401 - as
 
 
 def _own_sizes(spec: TensorSpec, steps: Preprocessing | None) -> tuple[int, ...]:
-    """Return the shape of a sample; a dynamic axis has the size of preprocessed images, which lies in its range."""
-    own = {"height": steps.height, "width": steps.width} if steps else {}
+    """Return the shape of a sample: dynamic axes are as large as preprocessed images, or tuned for."""
+    own = {axis.name: axis.opt for axis in spec.ranges}
+    own |= {"height": steps.height, "width": steps.width} if steps else {}
     return tuple(own[size] if isinstance(size, str) else size for size in spec.shape[1:])
 
 

@@ -44,7 +44,7 @@ _PICTURE = {2: "height", 3: "width"}
 
 
 def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...] = ()) -> TensorSpec:  # noqa: ANN401 - TensorRT is untyped
-    """Return the spec of an input or output of a network or an engine; four axes are taken for NCHW.
+    """Return the spec of an input or output of a network or an engine; four axes without names are taken for NCHW.
 
     Args:
         name: name of the tensor.
@@ -55,7 +55,7 @@ def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str,
     known = dict(enumerate(names))
     usual = {0: "batch", **(_PICTURE if len(shape) == len("NCHW") else {})}
     axes = tuple(
-        usual.get(place) or known.get(place) or f"axis_{place}" if size == -1 else int(size)
+        known.get(place) or usual.get(place) or f"axis_{place}" if size == -1 else int(size)
         for place, size in enumerate(shape)
     )
     kind = str(dtype).rpartition(".")[2]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import AxisRange, Task
+from model_artifacts.errors import listed
+from model_artifacts.records import AxisName, AxisRange, Record, Task
 from pipeline.config.values import INT32_MAX, in_yaml, parse_batch_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from model_artifacts.records import TensorSpec
     from pipeline.config.files.yaml_source import Location
     from pipeline.config.settings import Config
 
@@ -23,6 +26,84 @@ Sizes = tuple[tuple[str, int], ...]
 """Names of axes, each with a size."""
 
 
+class InputAxes(Record):
+    """The names that `data.axes` gives the axes of an input of `data.tensors`."""
+
+    input: str
+    """The name of the input."""
+    axes: tuple[AxisName | None, ...]
+    """The name of each axis behind the sample; None for one of a fixed size."""
+
+
+def parse_input_axes(value: object) -> object:
+    """Return a mapping of inputs, each with a list of names, as the fields of `InputAxes`.
+
+    Raises:
+        ValueError: it is no such mapping, or a name is none of an axis.
+    """
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        expected = "the names of the axes of each input, such as {tokens: [sequence]}"
+        raise ValueError(f"expected {expected}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
+    return tuple({"input": str(name), "axes": _parse_names(str(name), item)} for name, item in value.items())
+
+
+def _parse_names(name: str, value: object) -> tuple[str | None, ...]:
+    """Return the names of an input's axes.
+
+    Raises:
+        ValueError: they are no list, or one is no name.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name}: expected a list with the name of each axis behind the sample, got {in_yaml(value)}")
+    for item in value:
+        if item is not None and not (isinstance(item, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", item)):
+            raise ValueError(f"{name}: expected letters, digits and `_`, or null for a fixed axis, got {in_yaml(item)}")
+        if item == _BATCH:
+            raise ValueError(f"{name}: expected the axes behind the sample, got `batch`, which is the sample's own")
+    return tuple(value)
+
+
+def named_inputs(
+    specs: Sequence[TensorSpec], written: Sequence[InputAxes], axes: Sequence[AxisRange]
+) -> tuple[TensorSpec, ...]:
+    """Return a model's inputs with the name of each dynamic axis in the place of its size.
+
+    Args:
+        specs: the inputs, with the sizes of the model's own samples.
+        written: the names of the axes of arrays; none for images, whose axes are known.
+        axes: the dynamic axes beside the batch. Others keep their size.
+    """
+    known = {item.input: item.axes for item in written}
+    dynamic = {axis.name for axis in axes}
+
+    def renamed(spec: TensorSpec) -> TensorSpec:
+        names = (None, *known.get(spec.name, () if written else (None, *PICTURE_AXES)))
+        shape = tuple(
+            name if name in dynamic and name is not None else size
+            for name, size in zip((*names, *(None,) * len(spec.shape)), spec.shape, strict=False)
+        )
+        return spec.model_copy(update={"shape": shape})
+
+    return tuple(map(renamed, specs)) if dynamic else tuple(specs)
+
+
+def own_sizes(specs: Sequence[TensorSpec], named: Sequence[TensorSpec]) -> dict[str, int]:
+    """Return the size of each dynamic axis in the model's own samples; that of the first input if they differ.
+
+    Args:
+        specs: the inputs, with these sizes.
+        named: the same with the names of the dynamic axes.
+    """
+    found: dict[str, int] = {}
+    for spec, other in zip(specs, named, strict=True):
+        for size, name in zip(spec.shape[1:], other.shape[1:], strict=True):
+            if isinstance(name, str):
+                found.setdefault(name, int(size))
+    return found
+
+
 def parse_profile(value: object) -> object:
     """Return the mapping of a profile: a batch size, its {min, opt, max}, or {batch, height, width, …}.
 
@@ -30,7 +111,9 @@ def parse_profile(value: object) -> object:
         ValueError: the value is none of these, or an axis has no range.
     """
     if not isinstance(value, dict) or _BATCH not in value:
-        beside = sorted(map(str, value.keys() & {*PICTURE_AXES})) if isinstance(value, dict) else []
+        beside = (
+            sorted(str(key) for key, item in value.items() if isinstance(item, dict)) if isinstance(value, dict) else []
+        )
         if beside:
             raise ValueError(f"expected the batch beside {beside[0]}, such as {{batch: 8, {beside[0]}: …}}")
         return parse_batch_range(value)
@@ -89,14 +172,22 @@ def checked_sizes(axes: tuple[AxisRange, ...]) -> tuple[Sizes, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def ranges_without(ranges: Iterable[Iterable[AxisRange]], own: Mapping[str, int]) -> list[tuple[int, AxisRange]]:
-    """Return the ranges that do not hold the images' own size, each with the place of its profile.
+def ranges_without(
+    ranges: Iterable[Iterable[AxisRange]], own: Mapping[str, int], *, ends: bool = False
+) -> list[tuple[int, AxisRange]]:
+    """Return the ranges that do not fit the samples' own size, each with the place of its profile.
 
     Args:
         ranges: the ranges of each profile.
-        own: the images' own size along each axis.
+        own: the samples' own size along each axis. A range of an axis without one fits.
+        ends: True if a range must end at this size, as of arrays, and not only hold it.
     """
-    return [(index, axis) for index, axes in enumerate(ranges) for axis in axes if not axis.takes(own[axis.name])]
+
+    def fits(axis: AxisRange) -> bool:
+        size = own.get(axis.name, axis.max)
+        return axis.max == size if ends else axis.takes(size)
+
+    return [(index, axis) for index, axes in enumerate(ranges) for axis in axes if not fits(axis)]
 
 
 def _between(axis: AxisRange) -> int:
@@ -116,20 +207,40 @@ FOLLOWING = frozenset({Task.SEGMENTATION, Task.DETECTION, Task.TENSORS})
 
 def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
     """Yield the dynamic axes that the model has not, or that nothing proves, as pairs of location and text."""
+    written = config.data.axes
+    if written and config.data.tensors is None:
+        text = f"`data.axes` names axes of `data.tensors`; those of images are {' and '.join(PICTURE_AXES)}; remove it"
+        yield ("data", "axes"), text
+        return
+    known = {name for item in written for name in item.axes if name is not None}
     for index, profile in enumerate(config.profiles):
         for axis in profile.axes:
-            place: Location = ("profiles", index)
-            if axis.name not in PICTURE_AXES:
-                text = f"`profiles[{index}]`: images have no axis {axis.name!r}; expected {' or '.join(PICTURE_AXES)}"
-                yield place, text
+            if reason := _unknown_axis(config, axis.name, known):
+                yield ("profiles", index), f"`profiles[{index}]`: {reason}"
         if profile.axes and (reason := _refusal(config)):
             yield ("profiles", index), f"`profiles[{index}]`: {reason}; write the batch alone"
+    ranged = {axis.name for axis in config.axes}
+    for item in written:
+        if unused := [name for name in item.axes if name is not None and name not in ranged]:
+            example = f"{{batch: 8, {unused[0]}: {{min: …, opt: …, max: …}}}}"
+            text = f"no profile has a range for {unused[0]!r}; write one, such as {example}, or null for its name"
+            yield ("data", "axes", item.input), f"`data.axes.{item.input}`: {text}"
+
+
+def _unknown_axis(config: Config, name: str, known: set[str]) -> str:
+    """Return the reason why no input has an axis of a profile; empty if one has it."""
+    if config.data.tensors is None:
+        return "" if name in PICTURE_AXES else f"images have no axis {name!r}; expected {' or '.join(PICTURE_AXES)}"
+    if name in known:
+        return ""
+    if known:
+        return f"no input has the axis {name!r}; `data.axes` names {listed(sorted(known))}"
+    return f"no input has the axis {name!r}; name it, such as `data: {{axes: {{tokens: [{name}]}}}}`"
 
 
 def _refusal(config: Config) -> str:
     """Return the reason why a configuration can have no dynamic axes beside the batch; empty if it can."""
-    if config.data.tensors is not None:
-        return "the axes of `data.tensors` are fixed, but for the batch"
-    if config.model.onnx is not None:
-        return "a model that is an ONNX file has fixed axes, but for the batch"
+    if config.model.onnx is not None and config.data.tensors is None and config.model.task in FOLLOWING:
+        task = f"`task: {config.model.task.value}` of an ONNX file takes one size of images"
+        return f"{task}: the emulation of rounding runs no `Resize` to a computed size"
     return ""

@@ -19,7 +19,7 @@ from model_artifacts.records import (
     Record,
     Task,
 )
-from pipeline.config.axes import Sizes, axes_of_all, checked_sizes, parse_profile
+from pipeline.config.axes import InputAxes, Sizes, axes_of_all, checked_sizes, parse_input_axes, parse_profile
 from pipeline.config.benchmark import BenchmarkConfig, LoadConfig
 from pipeline.config.ends import IoConfig
 from pipeline.config.places import check_cache, check_folder, check_path
@@ -112,6 +112,9 @@ class DataConfig(Record):
     """auto, digits, photographs, or the path of a folder with one folder of images for each class."""
     tensors: Annotated[str, AfterValidator(check_path)] | None = None
     """A npz file with an array for each input of the model, in the place of images. The first axis is the sample."""
+    axes: Annotated[tuple[InputAxes, ...], BeforeValidator(parse_input_axes)] = ()
+    """The names of the axes of these arrays behind the sample, a list by the name of each input. `profiles` may give a
+    named one a range."""
     calibration: Count = 512
     """Images for the calibration of quantised graphs. A folder gives at most half of its images."""
     validation: Count = 500
@@ -123,6 +126,10 @@ class DataConfig(Record):
     labels: Annotated[str, AfterValidator(check_path)] | None = None
     """A CSV table with a row for each image, of several labels or of a regression; `classes` for an embedding; COCO's
     JSON file for a detector. Of `tensors` the name of the array of labels in that file."""
+
+    @field_serializer("axes")
+    def _as_written(self, axes: tuple[InputAxes, ...]) -> dict[str, object]:
+        return {item.input: list(item.axes) for item in axes}
 
 
 class Unquantized(Record):

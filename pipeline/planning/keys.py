@@ -107,3 +107,9 @@ def folder_digest(project: Project, path: str) -> str | None:
     """Return the digest of a folder that the configuration names; None if the value names no folder."""
     folder = Path(path)
     return digests_in(project.paths.digests).sha256_of_folder(folder) if folder.is_dir() else None
+
+
+def name_fields(project: Project) -> dict[str, object]:
+    """Return the names that the configuration gives the axes of arrays; none for images, whose axes are known."""
+    axes = project.config.data.axes
+    return {"names_of_axes": [[item.input, item.axes] for item in axes]} if axes else {}

@@ -45,18 +45,19 @@ class AxisSize(Record):
 
 
 class SizedSamples(Record):
-    """Validation images at another size than the network's own, with the FP32 reference's logits of them."""
+    """Validation samples of another size than their own, with the FP32 reference's logits of them."""
 
     axes: tuple[AxisSize, ...]
     """The sizes."""
     samples: PositiveInt
-    """Number of images: the first ones of the validation set."""
+    """Number of samples: the first ones of the validation set."""
     pixels: FileRecord
-    """Their pixels, resized from those of the validation set (Pillow, bilinear), npy."""
+    """Pixels, resized from those of the validation set (Pillow, bilinear), npy; of a model of tensors the beginnings of
+    its arrays, with a field for each input."""
     reference: FileRecord
-    """Logits of the FP32 reference for these pixels, npy."""
+    """Logits of the FP32 reference for these samples, npy."""
     shapes: tuple[tuple[PositiveInt, ...], ...] = ()
-    """Shape of each output for an image of this size, where outputs follow it. The JSON leaves it out for others."""
+    """Shape of each output for a sample of this size, where outputs follow it. The JSON leaves it out for others."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -109,7 +110,7 @@ class DataRecord(StageRecord):
     """JSON list of the validation images' paths in their folder; None for other origins."""
 
     sizes: tuple[SizedSamples, ...] = ()
-    """Images at the sizes that dynamic axes are checked at. The JSON leaves it out without such axes."""
+    """Samples at the sizes that dynamic axes are checked at. The JSON leaves it out without such axes."""
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:

@@ -182,7 +182,42 @@ def test_a_module_for_several_sizes_is_skipped(project: Project) -> None:
     """Torch-TensorRT compiles for one size of images here, and the record says so."""
     entry = entry_of(project, MODULE)
     assert entry.status is Status.SKIPPED
-    assert "made for images of one size" in entry.reason
+    assert "made for samples of one size" in entry.reason
+
+
+def test_an_onnx_file_takes_every_size_in_the_range(project: Project, tmp_path: Path) -> None:
+    """Its free axes become height and width, whatever the file calls them. Its own run is the reference."""
+    model = onnx.load(project.paths.onnx(Graph.FP32))
+    for place, name in ((2, "s12"), (3, "")):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    onnx.save(model, tmp_path / "own.onnx")
+    network = 'factory: "tests.support.sized_networks:make", weights: sample'
+    own = project_of(tmp_path, configuration().replace(network, f'onnx: "{tmp_path / "own.onnx"}"'))
+    for step in own.schedule.steps:
+        of_variant = step.stage in {"build", "validate"} and step.subject in {FP16, FP32, ENGINE}
+        if step.stage in {"source", "data", "export", "rounding"} or of_variant:
+            assert main([step.stage, step.subject, "--config", str(own.config_file)]) == 0, step
+    assert main(["manifest", "tiny", "--config", str(own.config_file)]) == 0
+    for name in (FP16, ENGINE):
+        (given,) = entry_of(own, name).inputs
+        assert given.shape == ("batch", 3, "height", "width")
+        assert [axis.label for axis in given.ranges] == ["height24-32-48", "width24-40-64"]
+    entry = entry_of(own, FP16)
+    assert entry.status is Status.DEPLOYABLE, entry.reason
+    judged = {check.metric for check in entry.checks if " at height " in check.metric}
+    assert len(judged) == 2 * len(CHECKED)
+
+
+def test_an_onnx_file_of_one_size_is_refused(project: Project, tmp_path: Path) -> None:
+    """A height that is fixed in the file is named, with its size."""
+    model = onnx.load(project.paths.onnx(Graph.FP32))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 32
+    onnx.save(model, tmp_path / "own.onnx")
+    network = 'factory: "tests.support.sized_networks:make", weights: sample'
+    own = project_of(tmp_path, configuration().replace(network, f'onnx: "{tmp_path / "own.onnx"}"'))
+    make_source(own)
+    with pytest.raises(ExportError, match=r"(?s)axis 'height' is fixed.*input 'image'.*32 entries"):
+        make_onnx(own, restore_model(own), Graph.FP16)
 
 
 def test_other_ends_are_skipped(tmp_path: Path) -> None:

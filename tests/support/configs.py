@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MATRIX = "profiles: [1, {min: 1, opt: 8, max: 32}]\nworkspaces: [1GiB]\n"
 """The keys that must be there; what is appended begins in line 3."""
 
+DATA_KEYS = "images, tensors, axes, calibration, validation, classes, masks, labels"
+"""The keys of `data`, as messages list them."""
 KEYS = (
     "artifacts, model, preprocessing, data, device, precisions, profiles, workspaces, io, quantization, "
     "leave_unquantized, tensorrt, torch_tensorrt, gates, validation, benchmark, load, release, cache, executor, farm, "

@@ -75,17 +75,44 @@ def checked_inputs(given: Mapping[str, Any], specs: Sequence[TensorSpec], is_nea
             got=listed([f"{count} of {name!r}" for name, count in counts.items()]),
             fix="repeat or cut them, so that each has a row for each sample",
         )
+    _require_one_size(arrays, specs)
     return arrays if len(specs) > 1 else arrays[specs[0].name]
+
+
+def _require_one_size(arrays: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+    """Refuse inputs with different sizes of an axis that has one name: no artifact was validated with such."""
+    seen: dict[str, tuple[str, int]] = {}
+    for spec in specs:
+        shape = arrays[spec.name].shape
+        for name, size in zip(spec.shape[1:], shape[1:], strict=False):
+            if not isinstance(name, str):
+                continue
+            first, known = seen.setdefault(name, (spec.name, size))
+            if known != size:
+                raise RunError(
+                    f"the inputs have different sizes of the axis {name!r}",
+                    expected="one size in each",
+                    got=listed([f"{known} of {first!r}", f"{size} of {spec.name!r}"]),
+                    fix="pad or cut them alike",
+                )
 
 
 def _checked(given: Any, spec: TensorSpec) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever a caller hands over
     expected = _shown(spec)
     array = array_of(given, expected)
-    sample = tuple(int(size) for size in spec.shape[1:])
-    if array.dtype != np.dtype(spec.dtype) or not array.ndim or array.shape[1:] != sample or not len(array):
+    if (
+        array.dtype != np.dtype(spec.dtype)
+        or not array.ndim
+        or not spec.takes_sample(array.shape[1:])
+        or not len(array)
+    ):
         fix = f"cast it: `.astype(numpy.{spec.dtype})`"
         if array.dtype == np.dtype(spec.dtype):
-            fix = "add the axis of the batch: `array[None]`" if array.shape == sample else "hand over a row a sample"
+            fix = (
+                "add the axis of the batch: `array[None]`"
+                if spec.takes_sample(array.shape)
+                else "hand over a row a sample"
+            )
         got = f"{array.dtype} {array.shape}" if array.ndim else type(given).__name__
         raise RunError(
             f"the artifact takes other arrays for the input {spec.name!r}", expected=expected, got=got, fix=fix
@@ -113,4 +140,4 @@ def no_pictures(name: str, specs: Sequence[TensorSpec]) -> UsageError:
 
 
 def _shown(spec: TensorSpec) -> str:
-    return f"{spec.name}: {spec.dtype} ({', '.join(map(str, spec.shape))})"
+    return f"{spec.name}: {spec.dtype} ({', '.join([str(spec.shape[0]), *spec.sample_words])})"

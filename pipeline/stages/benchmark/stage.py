@@ -12,6 +12,7 @@ from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import host_memory_bytes, missing_driver
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.records import CPU_TARGET, STAND_IN, Backend
+from pipeline.config.axes import own_sizes, shown_sizes
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
@@ -23,6 +24,7 @@ from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_restart
 from pipeline.stages.common.inputs import is_whole
 from pipeline.stages.common.outcomes import Ending, unbuilt
+from pipeline.stages.common.tensors.axes import dynamic_inputs, what_of
 from pipeline.system.locks import exclusive
 
 if TYPE_CHECKING:
@@ -249,8 +251,8 @@ def run(project: Project, target: str, console: Console) -> int:
     for report in failed:
         console.say(f"FAILED: {report.variant_id}: {report.reason}")
     if project.config.axes:
-        spec = project.source().pictures
-        console.say(f"timed with images of height {spec.height}, width {spec.width}: their own size")
+        own = own_sizes(project.source().inputs, dynamic_inputs(project))
+        console.say(f"timed with {what_of(project)} of {shown_sizes(tuple(own.items()))}: their own size")
     for reason in sorted({report.reason for report in reports if report.outcome is Outcome.SKIPPED}):
         console.say(f"skipped: {reason}")
     return 1 if failed else 0

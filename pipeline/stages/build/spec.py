@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour
+from pipeline.config.axes import named_inputs, own_sizes
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import code_version, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.spec import VARIANT, StageSpec
@@ -98,14 +99,16 @@ def build_key(project: Project, variant: Variant) -> Key:
 
 
 def axes_of(project: Project, profile: BatchRange) -> tuple[AxisRange, ...]:
-    """Return the range of each dynamic axis of the graphs; one that the profile leaves out has the images' own size."""
-    if not project.config.axes:
+    """Return the range of each dynamic axis of the graphs; one that a profile leaves out has the samples' own size."""
+    config = project.config
+    if not config.axes:
         return ()
-    spec, named = project.source().pictures, {axis.name: axis for axis in profile.axes}
-    own = {"height": spec.height, "width": spec.width}
+    specs, ranges = project.source().inputs, {axis.name: axis for axis in profile.axes}
+    own = own_sizes(specs, named_inputs(specs, config.data.axes, config.axes))
     return tuple(
-        named.get(axis.name) or axis.model_copy(update=dict.fromkeys(("min", "opt", "max"), own[axis.name]))
-        for axis in project.config.axes
+        ranges.get(axis.name)
+        or axis.model_copy(update=dict.fromkeys(("min", "opt", "max"), own.get(axis.name, axis.max)))
+        for axis in config.axes
     )
 
 

@@ -29,7 +29,7 @@ _NO_MODULE_OF_TENSORS = (
     "engines and ONNX files there"
 )
 
-_ONE_SIZE = "Torch-TensorRT's modules are made for images of one size, and this profile takes several"
+_ONE_SIZE = "Torch-TensorRT's modules are made for samples of one size, and this profile takes several"
 
 _PLAIN_ALONE = (
     "graphs with dynamic axes beside the batch take normalised float32 images and give the network's own outputs"

@@ -11,6 +11,7 @@ from model_artifacts.errors import one_line
 from model_artifacts.sessions.feeds.samples import Samples
 from model_artifacts.sessions.preprocessing import to_input
 from pipeline.config.axes import shown_sizes
+from pipeline.stages.common.tensors.axes import beginnings, dynamic_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,19 @@ def probe_images(spec: Preprocessing, count: int) -> npt.NDArray[np.float32]:
     return to_input(np.stack(images).astype(np.uint8), spec)
 
 
+def inputs_at(project: Project, sizes: Sizes) -> Preprocessing | Samples:
+    """Return what the model's inputs of other sizes are made of: the preprocessing, or the beginnings of its samples.
+
+    Args:
+        project: the source stage must have run.
+        sizes: the size of each axis that is not the samples' own.
+    """
+    inputs = inputs_of(project)
+    if isinstance(inputs, Samples):
+        return Samples(beginnings(inputs.rows, dynamic_inputs(project), sizes))
+    return at_sizes(inputs, sizes)
+
+
 def at_sizes(spec: Preprocessing, sizes: Sizes) -> Preprocessing:
     """Return a preprocessing whose input has other sizes; an axis without one keeps its own.
 
@@ -61,19 +75,20 @@ def at_sizes(spec: Preprocessing, sizes: Sizes) -> Preprocessing:
 
 
 @contextmanager
-def taking(sizes: Sizes, error: type[ArtifactError]) -> Iterator[None]:
-    """Run a network on images of other sizes; what it raises becomes the refusal of a size in `profiles`.
+def taking(what: str, sizes: Sizes, error: type[ArtifactError]) -> Iterator[None]:
+    """Run a network on samples of other sizes; what it raises becomes the refusal of a size in `profiles`.
 
     Args:
-        sizes: of `height` and `width`.
+        what: `images` or `samples`.
+        sizes: the sizes, by the names of the axes.
         error: the type of the refusal.
     """
     try:
         yield
     except Exception as exc:  # the model's own code may raise any type
         raise error(
-            f"the network takes no images of {shown_sizes(sizes)}",
-            expected="images of every size in the ranges of `profiles`",
+            f"the network takes no {what} of {shown_sizes(sizes)}",
+            expected=f"{what} of every size in the ranges of `profiles`",
             got=one_line(exc),
             fix="narrow the range, or write the batch alone",
         ) from exc

@@ -1,18 +1,22 @@
-"""Validation images at the sizes that dynamic axes are checked at, with the FP32 reference's logits of them."""
+"""Validation samples at the sizes that dynamic axes are checked at, with the FP32 reference's logits of them.
+
+Images are resized. Of arrays, whose entries no filter mixes, the beginnings are taken.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import ranges_without
-from pipeline.config.loading import placed_error
+from pipeline.config.axes import own_sizes
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
 from pipeline.stages.common.sizes.following import at_each_size, require_following
+from pipeline.stages.common.tensors.axes import beginnings, dynamic_inputs, require_axes, what_of
 from pipeline.stages.data.storing import save
 
 if TYPE_CHECKING:
@@ -21,30 +25,31 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
-    from model_artifacts.records import AxisRange, Preprocessing
+    from model_artifacts.records import Preprocessing
+    from pipeline.config.axes import Sizes
     from pipeline.planning.project import Project
     from pipeline.stages.common.sizes.following import Shape
 
     Logits = npt.NDArray[np.float32]
-    Reference = Callable[[npt.NDArray[Any], Preprocessing], Logits]
+    Reference = Callable[[npt.NDArray[Any], Preprocessing | None], Logits]
 
 SAMPLES = 16
-"""The images at each size: a choice. There are up to eight sizes, and a fault at a size shows in every image of it."""
+"""The samples at each size: a choice. There are up to eight sizes, and a fault at a size shows in every one of it."""
 
 
 def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[SizedSamples, ...]:
-    """Write the first validation images at each size with the reference's logits; nothing without dynamic axes.
+    """Write the first validation samples at each size with the reference's logits; nothing without dynamic axes.
 
-    The network's own size is left out: all images are validated at it.
+    The samples' own size is left out: all of them are validated at it.
 
     Args:
-        project: the validation images must be written.
+        project: the validation samples must be written.
         model: the FP32 network.
-        run: (pixels, preprocessing) → the logits of the FP32 network.
+        run: (pixels, preprocessing), or (arrays, None) → the logits of the FP32 network.
 
     Raises:
-        ConfigError: the images' own size lies outside of a range.
-        DataError: the network takes no images of such a size, or gives outputs for them that its task has no meaning
+        ConfigError: the inputs have no such axes, or a range does not fit the samples' own size.
+        DataError: the network takes no samples of such a size, or gives outputs for them that its task has no meaning
             for.
     """
     for kind in ("validation", "reference"):
@@ -52,38 +57,52 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
             former.unlink()
     if not project.config.axes:
         return ()
-    spec = project.source().pictures
-    _require_own_size(project, {"height": spec.height, "width": spec.width})
-    pixels = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
-    others = [sizes for sizes in project.config.checked_sizes if at_sizes(spec, sizes).input_shape != spec.input_shape]
-    tried = at_each_size(model, spec, others, DataError)
-    require_following(tried, project.source().task, DataError)
-    found = []
-    for sizes, item in zip(others, tried[1:], strict=True):
-        sized = at_sizes(spec, sizes)
-        shapes = () if item.shapes == tried[0].shapes else item.shapes
-        found.append(_store(project, sizes, resized(pixels, sized), sized, run, shapes))
-    return tuple(found)
+    specs = project.source().inputs
+    require_axes(project, specs)
+    own = own_sizes(specs, dynamic_inputs(project))
+    rows = np.load(project.paths.validation, mmap_mode="r")[:SAMPLES]
+    others = [sizes for sizes in project.config.checked_sizes if {**own, **dict(sizes)} != own]
+    tried = at_each_size(project, model, others, DataError)
+    require_following(tried, project.source().task, DataError, what_of(project))
+    return tuple(
+        _store(project, _at(project, rows, sizes), run, () if item.shapes == tried[0].shapes else item.shapes)
+        for sizes, item in zip(others, tried[1:], strict=True)
+    )
 
 
-def _store(  # noqa: PLR0913 - the images, their size, and what the network gives for them
-    project: Project,
-    sizes: tuple[tuple[str, int], ...],
-    pixels: npt.NDArray[np.uint8],
-    spec: Preprocessing,
-    run: Reference,
-    shapes: tuple[Shape, ...],
-) -> SizedSamples:
-    with taking(sizes, DataError):
-        logits = run(pixels, spec)
+@dataclass(frozen=True)
+class _Sized:
+    """Samples of other sizes than their own."""
+
+    sizes: Sizes
+    rows: npt.NDArray[Any]
+    """Pixels, or an array with a field for each input."""
+    spec: Preprocessing | None
+    """The preprocessing of images of this size; None for arrays."""
+
+
+def _at(project: Project, rows: npt.NDArray[Any], sizes: Sizes) -> _Sized:
+    """Return validation samples in other sizes."""
+    own = project.source().preprocessing
+    if own is None:
+        return _Sized(sizes, beginnings(rows, dynamic_inputs(project), sizes), None)
+    spec = at_sizes(own, sizes)
+    return _Sized(sizes, resized(rows, spec), spec)
+
+
+def _store(project: Project, sized: _Sized, run: Reference, shapes: tuple[Shape, ...]) -> SizedSamples:
+    """Write samples with the reference's logits, and the shapes of its outputs where they follow."""
+    sizes = sized.sizes
+    with taking(what_of(project), sizes, DataError):
+        logits = run(sized.rows, sized.spec)
     files = project.paths.sized_validation(sizes), project.paths.sized_reference(sizes)
-    save(files[0], pixels)
+    save(files[0], sized.rows)
     save(files[1], logits)
-    pixel_file, reference_file = (describe_file(file, project.paths.root) for file in files)
+    stored, reference_file = (describe_file(file, project.paths.root) for file in files)
     return SizedSamples(
         axes=tuple(AxisSize(name=name, size=size) for name, size in sizes),
-        samples=len(pixels),
-        pixels=pixel_file,
+        samples=len(sized.rows),
+        pixels=stored,
         reference=reference_file,
         shapes=shapes,
     )
@@ -104,22 +123,3 @@ def resized(pixels: npt.NDArray[np.uint8], spec: Preprocessing) -> npt.NDArray[n
             plane = Image.fromarray(np.ascontiguousarray(image[..., channel]))
             resized_image[..., channel] = np.asarray(plane.resize((spec.width, spec.height), Image.Resampling.BILINEAR))
     return found
-
-
-def _require_own_size(project: Project, own: dict[str, int]) -> None:
-    """Refuse ranges without the images' own size, at which all validation images are judged.
-
-    Raises:
-        ConfigError: a range does not hold it; all of them are listed.
-    """
-    ranges = [profile.axes for profile in project.config.profiles]
-    problems = [
-        (("profiles", index), _not_held(axis, own[axis.name], index)) for index, axis in ranges_without(ranges, own)
-    ]
-    if problems:
-        raise placed_error(project.config_file, project.plan.model, problems)
-
-
-def _not_held(axis: AxisRange, own: int, index: int) -> str:
-    fact = f"`profiles[{index}]`: {axis.name} {axis.min} to {axis.max} does not hold the images' own {axis.name}, {own}"
-    return f"{fact}, at which every artifact is validated; widen it, or change `preprocessing`"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from pipeline.config.axes import ranges_without
-from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key
+from pipeline.config.axes import named_inputs, own_sizes, ranges_without
+from pipeline.planning.keys import code_version, file_digest, folder_digest, make_key, name_fields
 from pipeline.planning.spec import MODEL, StageSpec
 from pipeline.records import DataRecord
 
@@ -57,10 +57,11 @@ def _size_fields(project: Project) -> dict[str, object]:
     config = project.config
     if not config.axes:
         return {}
-    spec = project.source().pictures
-    ranges = ranges_without([profile.axes for profile in config.profiles], {"height": spec.height, "width": spec.width})
+    specs = project.source().inputs
+    own = own_sizes(specs, named_inputs(specs, config.data.axes, config.axes))
+    ranges = ranges_without([profile.axes for profile in config.profiles], own, ends=config.data.tensors is not None)
     refused = [axis.model_dump(mode="json") for _, axis in ranges]
-    return {"axes": [SIZES_VERSION, refused, config.checked_sizes]}
+    return {"axes": [SIZES_VERSION, refused, config.checked_sizes], **name_fields(project)}
 
 
 def _label_fields(project: Project) -> dict[str, object]:

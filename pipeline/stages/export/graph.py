@@ -25,13 +25,12 @@ from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torc
 from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_graph import reason_of
-from pipeline.stages.export.axes import dims_of, require_free_axes, require_named_axes
+from pipeline.stages.export.axes import NO_AXES, Axes, dims_of, require_free_axes, require_named_axes
 from pipeline.stages.export.translations import TRANSLATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from model_artifacts.records import AxisRange
     from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.torch_model import Typed
 
@@ -89,7 +88,7 @@ def to_onnx(
     inputs: tuple[int, int, int] | Samples,
     opset: int,
     outputs: tuple[str, ...] = OUTPUTS,
-    axes: tuple[AxisRange, ...] = (),
+    axes: Axes = NO_AXES,
 ) -> Exported:
     """Export a model to a valid graph with folded constants and a dynamic batch axis.
 
@@ -98,7 +97,7 @@ def to_onnx(
         inputs: (channels, height, width) of an image, or samples of the inputs, whose names the graph has.
         opset: the operator set. The graph keeps the exporter's own, newer one if an operator has no older form.
         outputs: the names of the graph's outputs, in the model's order.
-        axes: the other dynamic axes of an image, with their ranges.
+        axes: the other dynamic axes of the inputs, with their ranges.
 
     Raises:
         ExportError: torch cannot trace the model, its batch size or an axis is fixed, or the result is not valid ONNX.
@@ -197,7 +196,7 @@ def _trace(
     inputs: tuple[int, int, int] | Samples,
     opset: int,
     outputs: tuple[str, ...],
-    axes: tuple[AxisRange, ...],
+    axes: Axes,
 ) -> torch.onnx.ONNXProgram:
     for noisy in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -211,7 +210,7 @@ def _trace(
                 opset_version=opset,
                 input_names=[*_names(inputs)],
                 output_names=[*outputs],
-                dynamic_shapes=_dynamic(inputs, {0: batch} | dims_of(axes)),
+                dynamic_shapes=_dynamic(inputs, batch, axes),
                 custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
@@ -231,10 +230,10 @@ def _two(inputs: tuple[int, int, int] | Samples) -> Result:
     return torch_batch(inputs.batch(2)) if isinstance(inputs, Samples) else torch.zeros(2, *inputs)
 
 
-def _dynamic(inputs: tuple[int, int, int] | Samples, dims: dict[int, torch.export.Dim]) -> dict[str, Any]:
+def _dynamic(inputs: tuple[int, int, int] | Samples, batch: torch.export.Dim, axes: Axes) -> dict[str, Any]:
     """Return the dynamic axes of the parameters of `Typed.forward`, or of `TypedInputs.forward`."""
-    names = _names(inputs)
-    return {INPUT: dims} if len(names) == 1 else {"inputs": tuple(dims for _ in names)}
+    dims = tuple({0: batch} | more for more in dims_of(axes, len(_names(inputs))))
+    return {INPUT: dims[0]} if len(dims) == 1 else {"inputs": dims}
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.adapters.onnx_casts import Narrowed, cast
 from pipeline.adapters.onnx_graph import reason_of
 from pipeline.stages.export.agreement import require_agreement
+from pipeline.stages.export.axes import require_free
 from pipeline.stages.export.graph import NOT_CONVERTIBLE, WITHOUT_BF16, Exported, optimize
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from model_artifacts.records import TensorSpec
     from pipeline.records import SourceRecord
     from pipeline.stages.export.agreement import Expected
 
@@ -33,14 +35,41 @@ _LEAST_FOR_BATCH = 15
 _ANY_BATCH = "export it with a dynamic first axis (torch.onnx.export: `dynamic_axes` or `dynamic_shapes`)"
 
 
-def make_fp32(file: Path, source: SourceRecord, opset: int) -> Exported:
-    """Return the FP32 graph of an ONNX file, with a dynamic batch axis and the images' own height and width.
+def require_dynamic(file: Path, source: SourceRecord, inputs: tuple[TensorSpec, ...]) -> None:
+    """Refuse an ONNX file that fixes an axis which is to be dynamic, and warn that nothing else is its reference there.
+
+    Args:
+        file: the file that the stage `source` has stored.
+        source: its record.
+        inputs: the inputs with the names of their dynamic axes.
+
+    Raises:
+        ExportError: it does.
+    """
+    require_free(onnx.load(file).graph, inputs, source.origin_detail)
+    log.warning(
+        "WARNING: at other sizes %s is compared with its own run alone: a size that it kept from its export stays "
+        "unseen there",
+        source.origin_detail,
+    )
+
+
+def make_fp32(
+    file: Path,
+    source: SourceRecord,
+    opset: int,
+    inputs: tuple[TensorSpec, ...] = (),
+    ends: tuple[tuple[int | str, ...], ...] = (),
+) -> Exported:
+    """Return the FP32 graph of an ONNX file, with a dynamic batch axis and the samples' own size of all others.
 
     Args:
         file: the file that the stage `source` has stored.
         source: its record.
         opset: the operator set. The graph keeps a newer one if an operator has no older form, and an older one if an
             operator has no newer form.
+        inputs: the inputs with the names of their other dynamic axes; none without such axes.
+        ends: the axes of each output behind the batch, some with the names of such axes; the same.
 
     Raises:
         ExportError: the graph is not valid in its operator set.
@@ -49,7 +78,9 @@ def make_fp32(file: Path, source: SourceRecord, opset: int) -> Exported:
     if model.functions:
         model = inline_local_functions(model)
     model = onnx_rewrites.lift_constants(model)
-    shapes, outputs = ([spec.shape[1:] for spec in specs] for specs in (source.inputs, source.outputs))
+    inputs = inputs or source.inputs
+    shapes = [spec.shape[1:] for spec in inputs]
+    outputs = [*ends] or [spec.shape[1:] for spec in source.outputs]
     batch = source.onnx.batch if source.onnx else None
     onnx_rewrites.set_shapes(model.graph, shapes, outputs, batch)
     before = onnx_graph.opset_of(model)
@@ -138,13 +169,13 @@ def require_same(file: Path, expected: Expected, source: SourceRecord, rerun: st
             raise ExportError(
                 "the ONNX file's batch cannot be made dynamic",
                 where=f"{source.origin_detail}, made for batches of {source.onnx.batch}",
-                expected="the same outputs for an image in a batch of 1 and of 3",
+                expected=f"the same outputs for an image in a batch of 1 and of 3{expected.where}",
                 got=f"{exc.what}: {exc.got.rstrip('; ')}",
                 fix=_ANY_BATCH,
             ) from exc
         raise ExportError(
             "the upgraded and folded graph computes something else than the ONNX file",
-            where=source.origin_detail,
+            where=f"{source.origin_detail}{expected.where}",
             got=f"{exc.what}: {exc.got.rstrip('; ')}",
             fix="export the network in opset 17 or later, with its batch-norms folded",
         ) from exc

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
-from pipeline.planning.keys import make_key
+from pipeline.planning.keys import make_key, name_fields
 from pipeline.planning.spec import EXPORTED, StageSpec
 from pipeline.records import OnnxRecord
 
@@ -37,6 +37,7 @@ def export_key(project: Project, graph: Graph) -> Key:
         onnx=version("onnx"),
         onnxscript=version("onnxscript"),
         **({"axes": [axis.model_dump(mode="json") for axis in axes]} if (axes := project.config.axes) else {}),
+        **name_fields(project),
     )
 
 

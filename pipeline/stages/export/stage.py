@@ -6,6 +6,7 @@ A model that is an ONNX file is upgraded instead, gets a dynamic batch, and is f
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -24,12 +25,13 @@ from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import megabytes, say_casts
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of, taking
+from pipeline.stages.common.probe import inputs_at, inputs_of, shape_of, taking
 from pipeline.stages.common.sizes.following import at_each_size, named_axes, require_following
+from pipeline.stages.common.tensors.axes import dynamic_inputs, require_axes, what_of
 from pipeline.stages.export.agreement import expected_of, require_agreement
-from pipeline.stages.export.axes import name_outputs
+from pipeline.stages.export.axes import Axes, name_outputs
 from pipeline.stages.export.graph import to_onnx
-from pipeline.stages.export.own_graph import make_fp32, narrow, require_same
+from pipeline.stages.export.own_graph import make_fp32, narrow, require_dynamic, require_same
 
 if TYPE_CHECKING:
     import onnx
@@ -62,8 +64,9 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         graph: the precision.
 
     Raises:
-        ExportError: torch cannot trace the model, its batch size is fixed, the result is not valid ONNX or
-            computes something else than the model, or the weights are too large for one file.
+        ExportError: torch cannot trace the model, its batch size or a dynamic axis is fixed, the result is not valid
+            ONNX or computes something else than the model, or the weights are too large for one file.
+        ConfigError: the inputs have no such dynamic axes, or a range does not fit the samples' own size.
         RecordError: the source's record is missing or damaged.
         StorageError: the results cannot be written.
         NewerRecordError: a newer version of this project wrote the present record.
@@ -72,10 +75,14 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     step = Step("export", f"{project.plan.model}/{graph.value}")
     key = key_of(project, step)  # before the inputs can change
     source = project.source()
+    require_axes(project, source.inputs)
+    if source.onnx and project.config.axes:
+        require_dynamic(project.file(source.weights), source, dynamic_inputs(project))
     outputs = tuple(spec.name for spec in source.outputs)
     expected = _expected(project, model, outputs) if graph is Graph.FP32 else ()
     axes = _axes_of_outputs(project, model, outputs)
-    exported, casts, batch_norms = (_of_file if source.onnx else _of_network)(project, model, graph)
+    make = partial(_of_file, ends=axes) if source.onnx else _of_network
+    exported, casts, batch_norms = make(project, model, graph)
     if axes:
         name_outputs(exported.graph, axes)
     del model
@@ -106,30 +113,30 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
 
 
 def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[Expected, ...]:
-    """Return what the network gives: for images of its own size, and of each that the dynamic axes are checked at.
+    """Return what the network gives: for samples of their own size, and of each that the dynamic axes are checked at.
 
     Raises:
-        ExportError: the network takes no images of such a size.
+        ExportError: the network takes no samples of such a size.
     """
     found = [expected_of(model, inputs_of(project), outputs)]
     for sizes in project.config.checked_sizes:
-        with taking(sizes, ExportError):
-            wanted = expected_of(model, at_sizes(project.source().pictures, sizes), outputs)
+        with taking(what_of(project), sizes, ExportError):
+            wanted = expected_of(model, inputs_at(project, sizes), outputs)
         found.append(wanted._replace(where=f", {shown_sizes(sizes)}"))
     return tuple(found)
 
 
 def _axes_of_outputs(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[tuple[int | str, ...], ...]:
-    """Return the axes of each output as images of all checked sizes show them; none without dynamic axes.
+    """Return the axes of each output as samples of all checked sizes show them; none without dynamic axes.
 
     Raises:
-        ExportError: the network takes no images of a size, or its outputs follow the image as its task does not allow.
+        ExportError: the network takes no samples of a size, or its outputs follow them as its task does not allow.
     """
     if not project.config.axes:
         return ()
     source = project.source()
-    found = at_each_size(model, source.pictures, project.config.checked_sizes, ExportError)
-    require_following(found, source.task, ExportError)
+    found = at_each_size(project, model, project.config.checked_sizes, ExportError)
+    require_following(found, source.task, ExportError, what_of(project))
     return named_axes(found, outputs)
 
 
@@ -152,7 +159,8 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     casts = count_casts(folded.model, dtype)
     # Cast in place: a function that was set on a layer may call the weights of this very network.
     typed = (TypedInputs if len(source.inputs) > 1 else Typed)(folded.model, dtype).eval()
-    exported, more_folded = to_onnx(typed, inputs, OPSETS[graph], outputs, project.config.axes)
+    axes = Axes(dynamic_inputs(project), project.config.axes)
+    exported, more_folded = to_onnx(typed, inputs, OPSETS[graph], outputs, axes)
     if source.task is Task.DETECTION and onnx_rewrites.suppressing_nodes(exported):
         raise ExportError(
             "the network suppresses overlapping boxes itself, and rounding exchanges the rows of what is left",
@@ -163,10 +171,10 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     return _Made(exported, casts, folded.batch_norms + more_folded)
 
 
-def _of_file(project: Project, _model: nn.Module, graph: Graph) -> _Made:
-    """Make the graph of a model that is an ONNX file."""
+def _of_file(project: Project, _model: nn.Module, graph: Graph, ends: tuple[tuple[int | str, ...], ...] = ()) -> _Made:
+    """Make the graph of a model that is an ONNX file, whose outputs have these axes if some follow the input."""
     source = project.source()
-    wide = make_fp32(project.file(source.weights), source, OPSETS[Graph.FP32])
+    wide = make_fp32(project.file(source.weights), source, OPSETS[Graph.FP32], dynamic_inputs(project), ends)
     if graph is Graph.FP32:
         return _Made(wide.model, (), wide.batch_norms)
     narrowed = narrow(wide, graph, OPSETS[graph])

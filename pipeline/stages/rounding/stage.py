@@ -113,8 +113,9 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
 
 
 def _at_size(project: Project, arithmetic: Arithmetic, sized: SizedSamples) -> SizedRounding:
-    """Return the distances for images of another size than the network's own."""
-    spec = at_sizes(project.source().pictures, sized.sizes)
+    """Return the distances for samples of another size than their own."""
+    own = project.source().preprocessing
+    spec = at_sizes(own, sized.sizes) if own else None
     images, reference = to_batch(project.pixels(sized.pixels), spec), np.load(project.file(sized.reference))
     task, spans = project.source().task, spans_of(project.source(), sized.shapes)
     results, trouble = _results(project, arithmetic, images, spans)

@@ -21,6 +21,7 @@ from model_artifacts.records import (
     Manifest,
     ManifestEntry,
     Preprocessing,
+    TensorSpec,
 )
 from model_artifacts.releases.triton import make_repositories
 from model_artifacts.releases.verification import verify_release
@@ -203,6 +204,21 @@ def test_warm_up_of_free_axes(artifacts: Callable[..., Path], tmp_path: Path) ->
     assert list(config.input[0].dims) == [3, -1, -1]
     assert list(config.output[0].dims) == [10, -1, -1]
     assert list(config.model_warmup[0].inputs["image"].dims) == [3, 32, 32]
+
+
+def test_warm_up_of_arrays_of_any_length(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """Arrays have no size of their own: the warm-up has the one that the engine is tuned for."""
+    ranges = (AxisRange(name="sequence", min=4, opt=12, max=24),)
+    tokens = TensorSpec(name="tokens", shape=("batch", "sequence"), dtype="int64", layout="NC", ranges=ranges)
+    root = artifacts(plan("h100", 1.0).model_copy(update={"inputs": (tokens,)}))
+    manifest = read_record(root / "manifest.json", Manifest)
+    assert manifest.model is not None
+    model = manifest.model.model_copy(update={"preprocessing": None})
+    write_record(root / "manifest.json", manifest.model_copy(update={"model": model}))
+    make_repositories(root, tmp_path / "triton")
+    config = config_of(tmp_path / "triton/sm90/m-fp16-b1-4-8-trt")
+    assert list(config.input[0].dims) == [-1]
+    assert list(config.model_warmup[0].inputs["tokens"].dims) == [12]
 
 
 def test_a_package_has_the_names_that_triton_gives_its_inputs(artifacts: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model_artifacts.records import BatchRange
-from model_artifacts.tensorrt.specs import output_of
+from model_artifacts.tensorrt.specs import output_of, tensor_spec
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,16 @@ def test_outputs_of_several_profiles_have_a_batch_of_any_size(batches: BatchRang
     """TensorRT 10.6 shows the size of the first profile, for which the others' outputs have no room."""
     engine: Any = SimpleNamespace(get_tensor_shape=lambda _: (1, 10), get_tensor_dtype=lambda _: "DataType.FLOAT")
     assert output_of(engine, "logits", batches).shape == (axis, 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "axes"),
+    [
+        (("batch", "", "bins", "frames"), ("batch", 2, "bins", "frames")),
+        ((), ("batch", 2, "height", "width")),
+    ],
+    ids=["the graph's names", "an engine keeps none"],
+)
+def test_four_axes_without_names_are_those_of_images(names: tuple[str, ...], axes: tuple[int | str, ...]) -> None:
+    """Names that a graph gives go first: an axis of sound is no height."""
+    assert tensor_spec("sound", (-1, 2, -1, -1), "DataType.FLOAT", names).shape == axes

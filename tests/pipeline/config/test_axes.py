@@ -8,9 +8,10 @@ import pytest
 
 from model_artifacts.errors import ConfigError
 from model_artifacts.records import AxisRange, BatchRange
-from pipeline.config.axes import axes_of_all, checked_sizes, shown_sizes
+from pipeline.config.axes import InputAxes, axes_of_all, checked_sizes, named_inputs, own_sizes, shown_sizes
 from pipeline.config.loading import load_config
 from pipeline.planning.keys import make_key
+from pipeline.records import tensor_spec
 from tests.support.plans import config_of, engines_of, plan_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 HEIGHT = {"min": 160, "opt": 224, "max": 320}
 WIDTH = {"min": 128, "opt": 224, "max": 512}
+STEPS = "{resize: 8, crop: 8, interpolation: bilinear, mean: [0], std: [1]}"
 
 
 def axis(name: str, low: int, best: int, high: int) -> AxisRange:
@@ -71,6 +73,46 @@ def test_sizes_that_only_all_profiles_together_take_are_checked() -> None:
     assert alone.checked_sizes == checked_sizes(alone.axes), "one profile keeps its keys"
 
 
+def test_arrays_name_their_axes() -> None:
+    """A profile takes these names; a name that no profile has a range for keeps its size, and so does null."""
+    lengths = {"min": 8, "opt": 64, "max": 128}
+    config = config_of(
+        model={"factory": "a:b", "task": "tensors"},
+        data={"tensors": "a.npz", "axes": {"tokens": ["sequence"], "frames": [None, "sequence", None]}},
+        profiles=[1, {"batch": 8, "sequence": lengths}],
+    )
+    assert config.data.axes == (
+        InputAxes(input="tokens", axes=("sequence",)),
+        InputAxes(input="frames", axes=(None, "sequence", None)),
+    )
+    specs = (tensor_spec("tokens", (128,), "int64"), tensor_spec("frames", (3, 128, 9)))
+    named = named_inputs(specs, config.data.axes, config.axes)
+    assert [spec.shape for spec in named] == [("batch", "sequence"), ("batch", 3, "sequence", 9)]
+    assert own_sizes(specs, named) == {"sequence": 128}
+    assert named_inputs(specs, config.data.axes, ()) == specs, "nothing is dynamic without a range"
+    assert [profile.label for profile in config.profiles] == ["b1", "b8-sequence8-64-128"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ("[sequence]", r"expected the names of the axes of each input, such as {tokens: \[sequence\]}, got"),
+        ("{tokens: sequence}", "tokens: expected a list with the name of each axis behind the sample, got 'sequence'"),
+        ("{tokens: []}", "tokens: expected a list"),
+        ("{tokens: [8]}", "tokens: expected letters, digits and `_`, or null for a fixed axis, got 8"),
+        ("{tokens: ['a-b']}", "tokens: expected letters, digits and `_`"),
+        ("{tokens: [batch]}", "tokens: expected the axes behind the sample, got `batch`"),
+    ],
+    ids=["a list", "a text", "an empty list", "a number", "a dash", "the batch"],
+)
+def test_a_wrong_name_of_an_axis_is_refused(write_config: Callable[[str], Path], axes: str, said: str) -> None:
+    """Each mistake has its line and column, what was expected, and what was written."""
+    file = write_config(f"workspaces: [1GiB]\nprofiles: [1]\ndata:\n  tensors: a.npz\n  axes: {axes}\n")
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(file)
+    assert f"{file}:5:9: data.axes: " in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("profile", "said"),
     [
@@ -97,16 +139,28 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz}", "the axes of `data.tensors` are fixed"),
         (
-            "model: {onnx: a.onnx}\npreprocessing: {resize: 8, crop: 8, interpolation: bilinear, mean: [0], std: [1]}",
-            "a model that is an ONNX file has fixed axes",
+            f"model: {{task: segmentation, onnx: a.onnx}}\npreprocessing: {STEPS}",
+            "`task: segmentation` of an ONNX file takes one size of images: the emulation of rounding",
         ),
+        (
+            "model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz}",
+            r"yaml:4:12: `profiles\[0\]`: no input has the axis 'height'; name it, such as `data: {axes: {tokens: ",
+        ),
+        (
+            "model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz, axes: {words: [sequence]}}",
+            "no input has the axis 'height'; `data.axes` names sequence",
+        ),
+        (
+            "model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz, axes: {words: [height, sequence]}}",
+            "yaml:2:38: `data.axes.words`: no profile has a range for 'sequence'; write one, such as",
+        ),
+        ("data: {axes: {words: [height]}}", "`data.axes` names axes of `data.tensors`; those of images are height and"),
     ],
-    ids=["tensors", "an ONNX file"],
+    ids=["maps of an ONNX file", "no names", "another name", "no range", "images"],
 )
-def test_a_model_that_nothing_proves_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
-    """Dynamic axes are for networks of torch whose outputs have one shape."""
+def test_an_axis_without_names_or_range_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
+    """Maps follow the image, and the axes of arrays need names and ranges."""
     text = f"{more}\nworkspaces: [1GiB]\nprofiles: [{{batch: 1, height: {{min: 8, opt: 16, max: 32}}}}]\n"
     with pytest.raises(ConfigError, match=said):
         load_config(write_config(text))

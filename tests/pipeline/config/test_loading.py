@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model_artifacts.errors import ConfigError, UsageError
 from pipeline.config.loading import load_config
 from pipeline.planning.plan import Plan
-from tests.support.configs import KEYS, MATRIX, ON_H100, Problems
+from tests.support.configs import DATA_KEYS, KEYS, MATRIX, ON_H100, Problems
 from tests.support.hosts import H100, L4, host
 from tests.support.plans import schedule_of
 
@@ -47,7 +47,7 @@ def test_misspelt_key_is_told_the_closest(problems: Problems, text: str, problem
         ("zzz: 1\n", f"3:1: unknown key 'zzz'; known keys: {KEYS}"),
         (
             "data: {zzz: 1}\n",
-            "3:8: unknown key 'data.zzz'; known keys: images, tensors, calibration, validation, classes, masks, labels",
+            f"3:8: unknown key 'data.zzz'; known keys: {DATA_KEYS}",
         ),
         ("1: 2\n", f"3:1: unknown key '1'; known keys: {KEYS}"),
         ("null: 2\n", f"3:1: unknown key 'null'; known keys: {KEYS}"),

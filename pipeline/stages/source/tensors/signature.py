@@ -15,6 +15,7 @@ from model_artifacts.host.hashes import describe_file
 from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.records import tensor_spec
 from pipeline.stages.common.tensors.arrays import open_arrays, problem, require_finite
+from pipeline.stages.common.tensors.axes import require_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,7 @@ def _arrays(project: Project) -> Arrays | None:
 
 
 def _kept(project: Project, arrays: Arrays) -> Samples:
+    require_axes(project, arrays.specs)
     rows = arrays.first(_KEPT)
     require_finite(project, arrays, rows)
     return Samples(rows)

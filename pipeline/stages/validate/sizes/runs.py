@@ -1,4 +1,4 @@
-"""Artifact × images of other sizes → its rows, in the smallest and in the largest batch."""
+"""Artifact × samples of other sizes → its rows, in the smallest and in the largest batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_artifacts.sessions.feeds.batches import rows_of_batch
 from pipeline.config.axes import shown_sizes
 from pipeline.stages.common.probe import at_sizes
 from pipeline.stages.common.rows import spans_of
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def run_sizes(run: Run, project: Project, variant: Variant, batches: BatchSizes) -> tuple[SizedRun, ...]:
-    """Run the images of each other size that a variant takes, in its smallest and its largest batch.
+    """Run the samples of each other size that a variant takes, in its smallest and its largest batch.
 
     Args:
-        run: a batch of images → the artifact's outputs.
+        run: a batch of samples → the artifact's outputs.
         project: the data stage must have run.
         variant: the variant.
         batches: its batch sizes.
@@ -39,19 +40,18 @@ def run_sizes(run: Run, project: Project, variant: Variant, batches: BatchSizes)
         a run for each size and batch; none for a variant without dynamic axes beside the batch.
 
     Raises:
-        RunError: the artifact cannot run such images, or its outputs have another shape for them than the network's.
+        RunError: the artifact cannot run such samples, or its outputs have another shape for them than the network's.
     """
-    found = []
+    found, own = [], project.source().preprocessing
     for item in sizes_of(project, variant):
-        images = to_batch(
-            project.pixels(item.pixels), at_sizes(project.source().pictures, item.sizes), variant.io.input
-        )
+        spec = at_sizes(own, item.sizes) if own else None
+        images = to_batch(project.pixels(item.pixels), spec, variant.io.input)
         reference = np.load(project.file(item.reference))
         spans = spans_of(project.source(), item.shapes)
         for size in dict.fromkeys((batches.smallest, batches.most)):
 
             def load(start: int, stop: int, images: Batch = images) -> Batch:
-                return images[start:stop]
+                return rows_of_batch(images, slice(start, stop))
 
             what = f"the artifact, at {shown_sizes(item.sizes)},"
             rows = run_batches(run, load, item.samples, batch=size, smallest=size, spans=spans, what=what)

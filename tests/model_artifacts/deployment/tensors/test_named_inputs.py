@@ -9,7 +9,7 @@ import pytest
 
 from model_artifacts.deployment.tensors.named_inputs import checked_inputs, given_inputs, no_pictures
 from model_artifacts.errors import RunError
-from model_artifacts.records import TensorSpec
+from model_artifacts.records import AxisRange, TensorSpec
 
 ONE = (TensorSpec(name="tokens", shape=("batch", 2), dtype="int64", layout="NC"),)
 TWO = (*ONE, TensorSpec(name="weights", shape=("batch", 2), dtype="float32", layout="NC"))
@@ -61,6 +61,27 @@ def test_arrays_are_checked_by_their_inputs() -> None:
     ):
         with pytest.raises(RunError, match=message):
             checked_inputs({**given, name: array}, TWO, lambda _: False)
+
+
+LENGTHS = (AxisRange(name="sequence", min=2, opt=3, max=4),)
+ANY_LENGTH = tuple(spec.model_copy(update={"shape": ("batch", "sequence"), "ranges": LENGTHS}) for spec in TWO)
+
+
+@pytest.mark.parametrize("near", [False, True], ids=["host", "GPU"])
+def test_inputs_of_one_name_have_one_size(near: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Each length in the range is taken, and the same in all inputs, in the host's memory and in the GPU's."""
+    given = {"tokens": np.ones((2, 3), np.int64), "weights": np.ones((2, 3), np.float32)}
+    assert [array.shape for array in checked_inputs(given, ANY_LENGTH, lambda _: near).values()] == [(2, 3), (2, 3)]
+    longer = {**given, "weights": np.ones((2, 4), np.float32)}
+    with pytest.raises(RunError, match=r"(?s)different sizes of the axis 'sequence'.*3 of 'tokens', 4 of 'weights'"):
+        checked_inputs(longer, ANY_LENGTH, lambda _: near)
+
+
+def test_a_size_outside_of_the_range_is_refused() -> None:
+    """The message says which sizes the input takes."""
+    given = {"tokens": np.ones((2, 5), np.int64), "weights": np.ones((2, 5), np.float32)}
+    with pytest.raises(RunError, match=r"(?s)tokens: int64 \(batch, sequence 2 to 4\).*got: +int64 \(2, 5\)"):
+        checked_inputs(given, ANY_LENGTH, lambda _: False)
 
 
 def test_arrays_in_the_engines_memory_stay_there() -> None:
