@@ -271,6 +271,17 @@ def test_names_and_ranges_that_do_not_fit_the_samples_are_refused(
     assert not own.paths.source.exists()
 
 
+def test_texts_padded_at_their_start_are_refused(tmp_path: Path) -> None:
+    """Their beginnings are all padding, so that one sample alone would judge the shortest length."""
+    texts = arrays_of()
+    tokens = np.concatenate([np.zeros_like(texts["tokens"][:, :4]), texts["tokens"][:, 4:]], axis=1)
+    np.savez(tmp_path / "texts.npz", tokens=tokens, mask=np.ones_like(texts["mask"]))
+    own = project_of(tmp_path, configuration(tmp_path / "texts.npz"))
+    make_source(own)
+    with pytest.raises(DataError, match=r"alike at sequence 4(.|\n)*pad the samples at their end"):
+        with_data(own)
+
+
 def test_one_name_is_one_size(tmp_path: Path) -> None:
     """Two arrays of different lengths cannot share a name."""
     arrays = arrays_of()

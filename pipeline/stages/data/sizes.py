@@ -12,7 +12,7 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import own_sizes
+from pipeline.config.axes import own_sizes, shown_sizes
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
 from pipeline.stages.common.sizes.following import at_each_size, require_following
@@ -85,9 +85,26 @@ def _at(project: Project, rows: npt.NDArray[Any], sizes: Sizes) -> _Sized:
     """Return validation samples in other sizes."""
     own = project.source().preprocessing
     if own is None:
-        return _Sized(sizes, beginnings(rows, dynamic_inputs(project), sizes), None)
+        shorter = beginnings(rows, dynamic_inputs(project), sizes)
+        _require_different(rows, shorter, sizes)
+        return _Sized(sizes, shorter, None)
     spec = at_sizes(own, sizes)
     return _Sized(sizes, resized(rows, spec), spec)
+
+
+def _require_different(rows: npt.NDArray[Any], shorter: npt.NDArray[Any], sizes: Sizes) -> None:
+    """Refuse beginnings that are alike for samples that differ: an artifact would be judged by one of them alone.
+
+    Raises:
+        DataError: they are.
+    """
+    if len({row.tobytes() for row in shorter}) == 1 < len({row.tobytes() for row in rows}):
+        raise DataError(
+            f"the beginnings of the first {len(rows)} validation samples are alike at {shown_sizes(sizes)}",
+            expected="samples that differ at every size, by which artifacts are judged",
+            got="the same entries in each",
+            fix="pad the samples at their end, and not at their start; or raise `min` in `profiles`",
+        )
 
 
 def _store(project: Project, sized: _Sized, run: Reference, shapes: tuple[Shape, ...]) -> SizedSamples:
