@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BUFFERS = 3
 """The batches under way by default: one is copied in, one computed, one copied out."""
+_NO_MORE = object()
 
 
 class UnderWay(Protocol):
@@ -154,9 +155,11 @@ class _Stream:
         self._batches = self._opened.enter_context(opened)
         self._lock = threading.RLock()  # a garbage collection within `close` may close it again
         self._closed = False
+        self._left = 0
 
     def __len__(self) -> int:
-        return len(self._batches)
+        """The number of results that were not taken. The end discards some, and they are missed all the same."""
+        return self._left
 
     @property
     def full(self) -> bool:
@@ -169,11 +172,14 @@ class _Stream:
         with self._lock:
             self._check_open()
             self._batches.put(batch)
+            self._left += 1
 
     def result(self) -> Outputs:
         with self._lock:
             self._check_open()
-            return self._batches.result()
+            found = self._batches.result()
+            self._left -= 1
+            return found
 
     def close(self) -> None:
         """Discard what is under way, and give everything back."""
@@ -225,10 +231,11 @@ class Streams:
             failure: Exception | None = None
             while failure is None:
                 try:
-                    batch = checked(next(batches))
+                    given = next(batches, _NO_MORE)
+                    if given is _NO_MORE:
+                        break
+                    batch = checked(given)
                     copied = _in_host(batch)
-                except StopIteration:
-                    break
                 except Exception as exc:  # noqa: BLE001 - whatever the caller's code raises; it is raised below
                     failure = exc
                     break

@@ -122,6 +122,19 @@ def test_an_error_comes_in_its_place(way: Any, place: str) -> None:
 
 
 @WAYS
+def test_a_check_that_stops_does_not_end_the_stream(way: Any) -> None:
+    """An array of a library that raises `StopIteration` is an error, or the batches after it would be lost."""
+
+    def checked(batch: Array) -> Array:
+        return next(iter(())) if batch[0, 0] == 1 else batch
+
+    results = Streams(doubled, way(doubled)).results(numbers(0, 3), checked, 2)
+    assert next(results)[0, 0] == 0
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)
+
+
+@WAYS
 def test_a_loop_that_is_left_leaves_nothing(way: Any) -> None:
     """Neither threads nor streams are left; one that was never begun has opened nothing."""
     streams = Streams(doubled, way(doubled))
