@@ -133,7 +133,14 @@ def in_turn(run: Runner) -> Opening:
 
 
 def ahead(run: Runner) -> Opening:
-    """Return what opens a stream whose batches run on a thread of its own."""
+    """Return what opens a stream whose batches run on a thread of its own.
+
+    The end of a stream does not wait for the batch that runs, after which the thread ends. A garbage collection may end
+    it on a thread that has the only runner, for which that batch waits.
+
+    Args:
+        run: runs batches on any thread, and refuses them once its own end has begun.
+    """
 
     @contextmanager
     def opened(buffers: int) -> Iterator[Ahead]:
@@ -141,7 +148,7 @@ def ahead(run: Runner) -> Opening:
         try:
             yield Ahead(run, buffers, thread)
         finally:
-            thread.shutdown(wait=True, cancel_futures=True)
+            thread.shutdown(wait=False, cancel_futures=True)
 
     return opened
 
@@ -256,7 +263,10 @@ class Streams:
                 raise failure
 
     def close(self) -> None:
-        """Refuse all further batches; wait for those that run, and give everything back."""
+        """Refuse all further batches and give everything back, after the steps that threads are in.
+
+        The end of `run` waits for its own batches.
+        """
         with self._lock:  # none is being opened any more
             self._closed = True
         for stream in [*self._open]:

@@ -45,8 +45,11 @@ def doubled(batch: Array) -> Array:
 
 
 def threads_of_streams() -> list[threading.Thread]:
-    """Return the threads of streams that have not ended."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+    """Return the threads of streams that do not end once their batch has run."""
+    found = [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+    for thread in found:
+        thread.join(30)
+    return [thread for thread in found if thread.is_alive()]
 
 
 @WAYS
@@ -177,8 +180,14 @@ def test_the_end_waits_for_a_batch_that_runs(way: Any) -> None:
         ended.append(1)
         return doubled(batch)
 
-    streams = Streams(run, way(run))
+    pool = Pool((run,))
+    streams = Streams(pool, way(pool))
     errors: list[Exception] = []
+
+    def close() -> None:
+        """End both, in the order of a model."""
+        pool.close()
+        streams.close()
 
     def use() -> None:
         try:
@@ -187,7 +196,7 @@ def test_the_end_waits_for_a_batch_that_runs(way: Any) -> None:
         except RunError as exc:
             errors.append(exc)
 
-    user, closer = threading.Thread(target=use), threading.Thread(target=streams.close)
+    user, closer = threading.Thread(target=use), threading.Thread(target=close)
     user.start()
     assert begun.wait(30)
     closer.start()
@@ -198,6 +207,28 @@ def test_the_end_waits_for_a_batch_that_runs(way: Any) -> None:
     assert not closer.is_alive()
     assert ended
     assert ["the model is closed" in str(error) for error in errors] == [True]
+
+
+def test_the_end_of_a_stream_within_a_call_does_not_wait_for_that_call() -> None:
+    """A garbage collection ends it on any thread: here on one with the only context, for which the stream waits."""
+    pool, begun, go_on = Pool((doubled,)), threading.Event(), threading.Event()
+
+    def run(batch: Array) -> Array:
+        if batch[0, 0]:
+            begun.set()
+            go_on.wait(30)
+        return pool(batch)
+
+    results = Streams(pool, ahead(run)).results(numbers(0, 9), same, 2)
+    next(results)
+    assert begun.wait(30)
+    with pool.borrowed():
+        go_on.set()
+        ending = threading.Thread(target=results.close)
+        ending.start()
+        ending.join(30)
+        assert not ending.is_alive()
+    assert threads_of_streams() == []
 
 
 @WAYS
