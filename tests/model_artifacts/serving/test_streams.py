@@ -213,7 +213,7 @@ def test_the_end_of_a_stream_within_a_call_does_not_wait_for_that_call() -> None
     """A garbage collection ends it on any thread: here on one with the only context, for which the stream waits."""
     pool, begun, go_on = Pool((doubled,)), threading.Event(), threading.Event()
 
-    def run(batch: Array) -> Array:
+    def run(batch: Array) -> Any:
         if batch[0, 0]:
             begun.set()
             go_on.wait(30)
