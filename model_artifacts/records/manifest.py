@@ -285,6 +285,12 @@ class ManifestPart(Record):
     model: ManifestModel | None
     """The model; None if its source or its data are missing."""
 
+    @model_validator(mode="after")
+    def _describes_its_model(self) -> Self:
+        if self.model is not None and self.model.name != self.name:
+            raise ValueError(f"the part of {self.name!a} describes another model, {self.model.name!a}")
+        return self
+
 
 class Manifest(StageRecord):
     """`artifacts/manifest.json`: all artifacts with their deployment status. Sorted, so that diffs are readable."""

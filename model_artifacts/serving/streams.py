@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BUFFERS = 3
 """The batches under way by default: one is copied in, one computed, one copied out."""
+_NO_MORE = object()
 
 
 class UnderWay(Protocol):
@@ -132,7 +133,14 @@ def in_turn(run: Runner) -> Opening:
 
 
 def ahead(run: Runner) -> Opening:
-    """Return what opens a stream whose batches run on a thread of its own."""
+    """Return what opens a stream whose batches run on a thread of its own.
+
+    The end of a stream does not wait for the batch that runs, after which the thread ends. A garbage collection may end
+    it on a thread that has the only runner, for which that batch waits.
+
+    Args:
+        run: runs batches on any thread, and refuses them once its own end has begun.
+    """
 
     @contextmanager
     def opened(buffers: int) -> Iterator[Ahead]:
@@ -140,7 +148,7 @@ def ahead(run: Runner) -> Opening:
         try:
             yield Ahead(run, buffers, thread)
         finally:
-            thread.shutdown(wait=True, cancel_futures=True)
+            thread.shutdown(wait=False, cancel_futures=True)
 
     return opened
 
@@ -154,9 +162,11 @@ class _Stream:
         self._batches = self._opened.enter_context(opened)
         self._lock = threading.RLock()  # a garbage collection within `close` may close it again
         self._closed = False
+        self._left = 0
 
     def __len__(self) -> int:
-        return len(self._batches)
+        """The number of results that were not taken. The end discards some, and they are missed all the same."""
+        return self._left
 
     @property
     def full(self) -> bool:
@@ -169,11 +179,14 @@ class _Stream:
         with self._lock:
             self._check_open()
             self._batches.put(batch)
+            self._left += 1
 
     def result(self) -> Outputs:
         with self._lock:
             self._check_open()
-            return self._batches.result()
+            found = self._batches.result()
+            self._left -= 1
+            return found
 
     def close(self) -> None:
         """Discard what is under way, and give everything back."""
@@ -225,10 +238,11 @@ class Streams:
             failure: Exception | None = None
             while failure is None:
                 try:
-                    batch = checked(next(batches))
+                    given = next(batches, _NO_MORE)
+                    if given is _NO_MORE:
+                        break
+                    batch = checked(given)
                     copied = _in_host(batch)
-                except StopIteration:
-                    break
                 except Exception as exc:  # noqa: BLE001 - whatever the caller's code raises; it is raised below
                     failure = exc
                     break
@@ -249,7 +263,10 @@ class Streams:
                 raise failure
 
     def close(self) -> None:
-        """Refuse all further batches; wait for those that run, and give everything back."""
+        """Refuse all further batches and give everything back, after the steps that threads are in.
+
+        The end of `run` waits for its own batches.
+        """
         with self._lock:  # none is being opened any more
             self._closed = True
         for stream in [*self._open]:

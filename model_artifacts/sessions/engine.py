@@ -355,8 +355,9 @@ class Session:
                 cuda.repeat_rows(place.on_gpu, place.rows.shape[0], self.stream)
 
     def _bind(self, pointers: dict[str, int]) -> None:
+        former, self._bound = self._bound, {}  # if an address is refused, nothing is known of the others
         for name, pointer in pointers.items():
-            if pointer != self._bound.get(name):
+            if pointer != former.get(name):
                 self._context.set_address(name, pointer)
         self._bound = pointers
 

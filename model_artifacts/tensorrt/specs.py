@@ -52,8 +52,8 @@ def tensor_spec(name: str, shape: tuple[int, ...], dtype: Any, names: tuple[str,
         dtype: TensorRT's type of the elements.
         names: names of the axes, as far as they are known.
     """
-    known = dict(enumerate(names))
-    usual = {0: "batch", **(_PICTURE if len(shape) == len("NCHW") else {})}
+    known = {**dict(enumerate(names)), 0: "batch"}
+    usual = _PICTURE if len(shape) == len("NCHW") else {}
     axes = tuple(
         known.get(place) or usual.get(place) or f"axis_{place}" if size == -1 else int(size)
         for place, size in enumerate(shape)

@@ -234,7 +234,10 @@ def test_a_stream_gives_what_the_model_gives(built: Project, batching: pipeline.
         next(left)
     with pytest.raises(RunError, match="the model is closed"):
         model.stream(batches)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+    for thread in threading.enumerate():
+        if thread.name.startswith("stream"):
+            thread.join(30)  # after the batch that ran
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("overlaps", [True, False], ids=["overlap", "no-overlap"])

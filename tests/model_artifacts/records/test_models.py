@@ -149,6 +149,15 @@ def test_facts_of_one_model_are_of_no_other(renamed: bool) -> None:  # noqa: FBT
         Manifest.model_validate(own | {"model": None, "artifacts": mixed})
 
 
+def test_a_part_of_several_describes_its_own_model() -> None:
+    """Read whole, or else each of its models would be refused without the manifest's place when it is taken out."""
+    whole = json.loads(joined((A.model_copy(update={"model": ABOUT}), B)).to_json())
+    assert of_model(Manifest.model_validate(whole), "a").model == ABOUT
+    whole["models"][0]["model"]["name"] = "b"
+    with pytest.raises(ValidationError, match="the part of 'a' describes another model, 'b'"):
+        Manifest.model_validate(whole)
+
+
 def test_the_rates_of_a_gpu_are_the_fastest_of_all_models() -> None:
     """A part has the rates of the GPUs that its artifacts are for, and of no others."""
     slow, fast = (

@@ -260,7 +260,8 @@ def test_submitted_batches_are_joined_without_a_thread_each() -> None:
         wrong.result(30)
     with pytest.raises(RunError, match="only batches in the host's memory are joined"):
         batcher.submit([1.0])  # type: ignore[arg-type]  # a caller's mistake
-    assert batcher.submit(rows_of(4.0)).result(30).tolist() == [[8.0]]
+    full = batcher.submit(rows_of(4.0, 5.0, 6.0))  # a smaller one would wait for others as long as this test does
+    assert full.result(30).tolist() == [[8.0], [10.0], [12.0]]
     batcher.close()
     with pytest.raises(RunError, match="the model is closed"):
         batcher.submit(rows_of(1.0))

@@ -234,6 +234,18 @@ def test_the_end_of_an_engine_ends_its_streams(machine: Machine) -> None:
         next(left)
 
 
+@pytest.mark.parametrize("taken", [1, 2], ids=["full", "emptying"])
+def test_results_that_the_end_discards_are_missed(machine: Machine, taken: int) -> None:
+    """A stream whose batches have all begun does not stop as if it had given every result."""
+    with ExitStack() as stack:
+        _, streams = streams_of(stack, machine)
+        left = streams.results(batches(0, 3), lambda batch: batch, 3)
+        for _ in range(taken):
+            next(left)
+    with pytest.raises(RunError, match="the model is closed"):
+        next(left)
+
+
 def test_a_stream_without_room_leaves_the_engine_usable(machine: Machine) -> None:
     """Its error names the memory, and a call goes on."""
     with ExitStack() as stack:

@@ -45,8 +45,11 @@ def doubled(batch: Array) -> Array:
 
 
 def threads_of_streams() -> list[threading.Thread]:
-    """Return the threads of streams that have not ended."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+    """Return the threads of streams that do not end once their batch has run."""
+    found = [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+    for thread in found:
+        thread.join(30)
+    return [thread for thread in found if thread.is_alive()]
 
 
 @WAYS
@@ -122,6 +125,19 @@ def test_an_error_comes_in_its_place(way: Any, place: str) -> None:
 
 
 @WAYS
+def test_a_check_that_stops_does_not_end_the_stream(way: Any) -> None:
+    """An array of a library that raises `StopIteration` is an error, or the batches after it would be lost."""
+
+    def checked(batch: Array) -> Array:
+        return next(iter(())) if batch[0, 0] == 1 else batch
+
+    results = Streams(doubled, way(doubled)).results(numbers(0, 3), checked, 2)
+    assert next(results)[0, 0] == 0
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)
+
+
+@WAYS
 def test_a_loop_that_is_left_leaves_nothing(way: Any) -> None:
     """Neither threads nor streams are left; one that was never begun has opened nothing."""
     streams = Streams(doubled, way(doubled))
@@ -164,8 +180,14 @@ def test_the_end_waits_for_a_batch_that_runs(way: Any) -> None:
         ended.append(1)
         return doubled(batch)
 
-    streams = Streams(run, way(run))
+    pool = Pool((run,))
+    streams = Streams(pool, way(pool))
     errors: list[Exception] = []
+
+    def close() -> None:
+        """End both, in the order of a model."""
+        pool.close()
+        streams.close()
 
     def use() -> None:
         try:
@@ -174,7 +196,7 @@ def test_the_end_waits_for_a_batch_that_runs(way: Any) -> None:
         except RunError as exc:
             errors.append(exc)
 
-    user, closer = threading.Thread(target=use), threading.Thread(target=streams.close)
+    user, closer = threading.Thread(target=use), threading.Thread(target=close)
     user.start()
     assert begun.wait(30)
     closer.start()
@@ -185,6 +207,28 @@ def test_the_end_waits_for_a_batch_that_runs(way: Any) -> None:
     assert not closer.is_alive()
     assert ended
     assert ["the model is closed" in str(error) for error in errors] == [True]
+
+
+def test_the_end_of_a_stream_within_a_call_does_not_wait_for_that_call() -> None:
+    """A garbage collection ends it on any thread: here on one with the only context, for which the stream waits."""
+    pool, begun, go_on = Pool((doubled,)), threading.Event(), threading.Event()
+
+    def run(batch: Array) -> Any:
+        if batch[0, 0]:
+            begun.set()
+            go_on.wait(30)
+        return pool(batch)
+
+    results = Streams(pool, ahead(run)).results(numbers(0, 9), same, 2)
+    next(results)
+    assert begun.wait(30)
+    with pool.borrowed():
+        go_on.set()
+        ending = threading.Thread(target=results.close)
+        ending.start()
+        ending.join(30)
+        assert not ending.is_alive()
+    assert threads_of_streams() == []
 
 
 @WAYS

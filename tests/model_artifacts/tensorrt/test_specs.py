@@ -29,9 +29,10 @@ def test_outputs_of_several_profiles_have_a_batch_of_any_size(batches: BatchRang
     ("names", "axes"),
     [
         (("batch", "", "bins", "frames"), ("batch", 2, "bins", "frames")),
+        (("N", "", "bins", "frames"), ("batch", 2, "bins", "frames")),
         ((), ("batch", 2, "height", "width")),
     ],
-    ids=["the graph's names", "an engine keeps none"],
+    ids=["the graph's names", "another name of the batch", "an engine keeps none"],
 )
 def test_four_axes_without_names_are_those_of_images(names: tuple[str, ...], axes: tuple[int | str, ...]) -> None:
     """Names that a graph gives go first: an axis of sound is no height."""

@@ -69,3 +69,27 @@ def test_inputs_in_two_memories_are_refused(gpu: FakeRuntime) -> None:
     with engine.session() as run, pytest.raises(RunError, match="in this GPU's memory, and others in the host's"):
         run({"image": array, "tokens": tokens(3)})
     memory.close()
+
+
+def test_a_refused_address_leaves_no_input_at_the_callers(gpu: FakeRuntime) -> None:
+    """The first input is bound already where the second one is refused, and the next batch reads neither there."""
+    loaded: Any = FakeEngine(gpu, RANGE, takes_tokens=True)
+    with Engine(loaded, H100).session(cuda_graph=False) as run:
+        batch = {"image": images(2), "tokens": tokens(2)}
+        expected = run(batch)
+        (memory, there), (other, row) = uploaded(gpu, images(2) + 1), uploaded(gpu, tokens(2))
+        context = loaded.contexts[0]
+        setting = context.set_address
+
+        def refusing(name: str, pointer: int) -> None:
+            if pointer == row.pointer:
+                raise RunError("the engine does not accept a memory address")
+            setting(name, pointer)
+
+        context.set_address = refusing
+        with pytest.raises(RunError, match="does not accept"):
+            run({"image": there, "tokens": row})
+        np.testing.assert_array_equal(run(batch), expected)
+        assert memory.pointer not in context.addresses.values()
+        memory.close()
+        other.close()
