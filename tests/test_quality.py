@@ -48,6 +48,7 @@ INTEGRATION = {
     "pipeline/test_sized_boxes.py",
     "pipeline/test_sized_maps.py",
     "pipeline/test_sizes.py",
+    "pipeline/test_tags.py",
     "pipeline/test_tensors.py",
 }
 """Test files that cover several modules, and are named after their subject."""
