@@ -42,6 +42,7 @@ INTEGRATION = {
     "pipeline/test_multilabel.py",
     "pipeline/test_onnx_model.py",
     "pipeline/test_profiles.py",
+    "pipeline/test_quantised_lengths.py",
     "pipeline/test_regression.py",
     "pipeline/test_segmentation.py",
     "pipeline/test_several_models.py",
