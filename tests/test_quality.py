@@ -42,12 +42,14 @@ INTEGRATION = {
     "pipeline/test_multilabel.py",
     "pipeline/test_onnx_model.py",
     "pipeline/test_profiles.py",
+    "pipeline/test_quantised_lengths.py",
     "pipeline/test_regression.py",
     "pipeline/test_segmentation.py",
     "pipeline/test_several_models.py",
     "pipeline/test_sized_boxes.py",
     "pipeline/test_sized_maps.py",
     "pipeline/test_sizes.py",
+    "pipeline/test_tags.py",
     "pipeline/test_tensors.py",
 }
 """Test files that cover several modules, and are named after their subject."""

@@ -202,7 +202,7 @@ def shown_sizes(sizes: Sizes) -> str:
 
 
 FOLLOWING = frozenset({Task.SEGMENTATION, Task.DETECTION, Task.TENSORS})
-"""Tasks whose outputs may follow the size of the image."""
+"""Tasks whose outputs may follow the size of the image; those of `tensors` that of an array, too."""
 
 
 def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:

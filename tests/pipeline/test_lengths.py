@@ -203,17 +203,15 @@ def with_data(project: Project) -> None:
         pytest.param("Flat", with_data, DataError, "takes no samples of sequence 4", id="flat data"),
         pytest.param("Flat", exported, ExportError, "takes no samples of sequence 4", id="flat graph"),
         pytest.param("Counted", exported, ExportError, "sequence", id="length as a number"),
-        pytest.param("Tagger", with_data, DataError, "gives other outputs for samples of sequence 4", id="tags"),
-        pytest.param(
-            "Tagger", exported, ExportError, "gives other outputs for samples of sequence 4", id="graph of tags"
-        ),
+        pytest.param("Wide", with_data, DataError, "gives other outputs for samples of sequence 4", id="wide data"),
+        pytest.param("Wide", exported, ExportError, "gives other outputs for samples of sequence 4", id="wide graph"),
     ],
 )
 def test_a_network_of_one_length_is_refused(
     tmp_path: Path, network: str, step: Callable[[Project], None], error: type[Exception], said: str
 ) -> None:
-    """Nothing is built of a network that takes one length, or whose outputs follow the text."""
-    own = project_of(tmp_path, configuration(write_texts(tmp_path), network, "tensors"))
+    """Nothing is built of a network that takes one length, or whose vectors are as long as the text."""
+    own = project_of(tmp_path, configuration(write_texts(tmp_path), network))
     make_source(own)
     with pytest.raises(error, match=said):
         step(own)

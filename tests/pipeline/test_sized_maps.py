@@ -164,7 +164,7 @@ def test_a_map_of_the_traced_size_is_rejected(project: Project, tmp_path: Path) 
     assert "(3, 24, 24)" in report.reason
     artifact = build_variant(broken, broken.plan.variant(ENGINE))
     assert artifact.outcome is Outcome.FAILED
-    assert "one size of an output that follows the image" in artifact.reason
+    assert "one size of an output that follows the input" in artifact.reason
 
 
 def test_a_map_by_way_of_the_traced_size_is_rejected(project: Project, tmp_path: Path) -> None:

@@ -30,12 +30,16 @@ class Texts(nn.Module):
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return vectors (batch, 16) of tokens and a mask (batch, sequence) of zeros and ones."""
+        vectors: torch.Tensor = self.head(self.mixed(tokens, mask).mean(1) / self.share(mask)) * 4
+        return vectors
+
+    def mixed(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the features of each place (batch, sequence, 32), zero where the mask is."""
         found = self.words(tokens) + self.places(self.numbers(tokens.shape[1]))
         scores = self.query(found) @ self.key(found).transpose(1, 2) / 32**0.5
         shares = torch.softmax(scores - (1 - mask).unsqueeze(1) * 1e4, dim=2)
-        found = self.mix(found + shares @ self.value(found)) * mask.unsqueeze(2)
-        vectors: torch.Tensor = self.head(found.mean(1) / self.share(mask)) * 4
-        return vectors
+        features: torch.Tensor = self.mix(found + shares @ self.value(found)) * mask.unsqueeze(2)
+        return features
 
     def numbers(self, length: int) -> torch.Tensor:
         """Return the positions of a text's tokens."""
@@ -89,17 +93,25 @@ class Flat(nn.Module):
         return vectors
 
 
-class Tagger(nn.Module):
-    """A network whose output has a row for each token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.head = nn.Embedding(WORDS, 32), nn.Linear(32, 6)
+class Wide(Texts):
+    """A network whose vectors have an entry for each token, so that texts of two lengths have no common space."""
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return logits (batch, sequence, 6)."""
-        logits: torch.Tensor = self.head(self.words(tokens)) * mask.unsqueeze(2)
+        """Return vectors (batch, sequence)."""
+        return self.mixed(tokens, mask).mean(2)
+
+
+class Tags(Texts):
+    """A network that tags each token: its output follows the text."""
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, sequence, 16)."""
+        logits: torch.Tensor = self.head(self.mixed(tokens, mask)) * 4
         return logits
+
+
+class TagsFromEnd(Tags, FromEnd):
+    """A wrong twin: as many tags as tokens at every length, and the right ones for the longest texts alone."""
 
 
 def arrays_of(count: int = SAMPLES, longest: int = LONGEST) -> dict[str, npt.NDArray[np.generic]]:

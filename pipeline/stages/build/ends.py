@@ -128,11 +128,11 @@ def named_as(
         pairs = list(zip(spec.shape[1:], wanted.get(spec.name, spec.shape)[1:], strict=True))
         if any(want in named and isinstance(size, int) for size, want in pairs):
             raise BuildError(
-                "the engine has one size of an output that follows the image",
+                "the engine has one size of an output that follows the input",
                 where=f"output {spec.name!r}",
                 expected=f"({', '.join(map(str, wanted[spec.name]))})",
                 got=f"({', '.join(map(str, spec.shape))})",
-                fix="resize by the input's own size in the network, `size=image.shape[-2:]`, and not to a constant",
+                fix="let the network take the input's own size, such as `size=image.shape[-2:]`, and no constant",
             )
         shape = (want if isinstance(size, str) and isinstance(want, str) else size for size, want in pairs)
         found.append(spec.model_copy(update={"shape": (spec.shape[0], *shape)}))

@@ -13,6 +13,7 @@ import numpy as np
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
 from pipeline.config.axes import own_sizes, shown_sizes
+from pipeline.config.loading import placed_error
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
 from pipeline.stages.common.sizes.following import at_each_size, require_following
@@ -20,7 +21,7 @@ from pipeline.stages.common.tensors.axes import beginnings, dynamic_inputs, requ
 from pipeline.stages.data.storing import save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
     from torch import nn
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Preprocessing
     from pipeline.config.axes import Sizes
     from pipeline.planning.project import Project
-    from pipeline.stages.common.sizes.following import Shape
+    from pipeline.stages.common.sizes.following import AtSize, Shape
 
     Logits = npt.NDArray[np.float32]
     Reference = Callable[[npt.NDArray[Any], Preprocessing | None], Logits]
@@ -48,7 +49,8 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
         run: (pixels, preprocessing), or (arrays, None) → the logits of the FP32 network.
 
     Raises:
-        ConfigError: the inputs have no such axes, or a range does not fit the samples' own size.
+        ConfigError: the inputs have no such axes, a range does not fit the samples' own size, or outputs follow arrays
+            whose labels have one size.
         DataError: the network takes no samples of such a size, or gives outputs for them that its task has no meaning
             for.
     """
@@ -64,10 +66,27 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
     others = [sizes for sizes in project.config.checked_sizes if {**own, **dict(sizes)} != own]
     tried = at_each_size(project, model, others, DataError)
     require_following(tried, project.source().task, DataError, what_of(project))
+    _require_no_labels(project, tried)
     return tuple(
         _store(project, _at(project, rows, sizes), run, () if item.shapes == tried[0].shapes else item.shapes)
         for sizes, item in zip(others, tried[1:], strict=True)
     )
+
+
+def _require_no_labels(project: Project, tried: Sequence[AtSize]) -> None:
+    """Refuse labels of outputs that follow arrays: nothing says which of their axes to cut with them.
+
+    Raises:
+        ConfigError: there are such labels, which a metric would compare with outputs of another size.
+    """
+    follows = any(item.shapes != tried[0].shapes for item in tried)
+    if not follows or project.source().preprocessing is not None or project.config.data.labels is None:
+        return
+    text = (
+        "`data.labels` have the samples' own size, and the network's outputs follow the samples; remove it, and "
+        "`model.metric` compares with the FP32 network's own outputs; or write the batch alone in `profiles`"
+    )
+    raise placed_error(project.config_file, project.plan.model, [(("data", "labels"), text)])
 
 
 @dataclass(frozen=True)

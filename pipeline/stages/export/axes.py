@@ -106,7 +106,7 @@ def name_outputs(graph: onnx.GraphProto, axes: Sequence[tuple[int | str, ...]]) 
         axes: the axes of each output for one image: a size, or the name of a dynamic axis.
 
     Raises:
-        ExportError: the graph has one size where the network's outputs follow the image, or the other way round.
+        ExportError: the graph has one size where the network's outputs follow the input, or the other way round.
     """
     for value, wanted in zip(graph.output, axes, strict=True):
         dims = value.type.tensor_type.shape.dim
@@ -123,7 +123,7 @@ def name_outputs(graph: onnx.GraphProto, axes: Sequence[tuple[int | str, ...]]) 
 
 def _other_axes(output: str, wanted: Sequence[int | str], got: Sequence[int | str]) -> ExportError:
     return ExportError(
-        "the shape of an output follows the size of the image in another way than the network's",
+        "the shape of an output follows the size of the input in another way than the network's",
         where=f"output {output!r} of the exported graph",
         expected=f"(batch, {', '.join(map(str, wanted))})",
         got=f"(batch, {', '.join(str(size or '?') for size in got)})",

@@ -206,11 +206,12 @@ def test_warm_up_of_free_axes(artifacts: Callable[..., Path], tmp_path: Path) ->
     assert list(config.model_warmup[0].inputs["image"].dims) == [3, 32, 32]
 
 
-def test_warm_up_of_arrays_of_any_length(artifacts: Callable[..., Path], tmp_path: Path) -> None:
-    """Arrays have no size of their own: the warm-up has the one that the engine is tuned for."""
+def test_arrays_of_any_length_and_their_tags(artifacts: Callable[..., Path], tmp_path: Path) -> None:
+    """Arrays have no size of their own: the warm-up has the one that the engine is tuned for. Outputs may follow."""
     ranges = (AxisRange(name="sequence", min=4, opt=12, max=24),)
     tokens = TensorSpec(name="tokens", shape=("batch", "sequence"), dtype="int64", layout="NC", ranges=ranges)
-    root = artifacts(plan("h100", 1.0).model_copy(update={"inputs": (tokens,)}))
+    tags = TensorSpec(name="tags", shape=("batch", "sequence", 6), dtype="float32", layout="NCL")
+    root = artifacts(plan("h100", 1.0).model_copy(update={"inputs": (tokens,), "outputs": (tags,)}))
     manifest = read_record(root / "manifest.json", Manifest)
     assert manifest.model is not None
     model = manifest.model.model_copy(update={"preprocessing": None})
@@ -218,6 +219,7 @@ def test_warm_up_of_arrays_of_any_length(artifacts: Callable[..., Path], tmp_pat
     make_repositories(root, tmp_path / "triton")
     config = config_of(tmp_path / "triton/sm90/m-fp16-b1-4-8-trt")
     assert list(config.input[0].dims) == [-1]
+    assert list(config.output[0].dims) == [-1, 6]
     assert list(config.model_warmup[0].inputs["tokens"].dims) == [12]
 
 

@@ -111,7 +111,7 @@ def require_following(found: Sequence[AtSize], task: Task, error: type[ArtifactE
             segmentation do not follow, so that their places are not those of the image.
     """
     own = found[0]
-    may_follow = task in FOLLOWING and what == "images"  # outputs that follow arrays were not tried
+    may_follow = task in FOLLOWING
     for item in found[1:]:
         alike = [len(shape) for shape in item.shapes] == [len(shape) for shape in own.shapes]
         if not alike or (not may_follow and item.shapes != own.shapes):
