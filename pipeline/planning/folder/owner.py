@@ -10,6 +10,7 @@ from model_artifacts.errors import ArtifactError, RecordError, UsageError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import Graph, OutputForm, Record
 from pipeline.config.loading import load_configs
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.folder.configurations import read_place
 from pipeline.planning.paths import Paths
 
@@ -81,8 +82,8 @@ def _require_same_through(link: Path, project: Project, other: Config, file: Pat
     Raises:
         UsageError: the settings differ.
     """
-    own_layers = not project.paths.onnx_record(Graph.FP32).parent.is_symlink()
-    mine, others = (_shared_results(config, own_layers=own_layers) for config in (project.config, other))
+    own = _own_sections(project.paths)
+    mine, others = (_shared_results(config, own) for config in (project.config, other))
     if differing := _differing(mine, others):
         shown = Path(os.path.relpath(file))
         raise UsageError(
@@ -167,14 +168,28 @@ def _last(paths: Paths) -> Path | None:
     return file if file.is_file() else None
 
 
-def _shared_results(config: Config, *, own_layers: bool) -> dict[str, object]:
+def _own_sections(paths: Paths) -> frozenset[str]:
+    """Return the sections whose graphs a point of a search has for itself, and not through links.
+
+    A folder of graphs is its own where layers are left in FP16. So are its whole graphs in int8 and fp8 where their
+    pairs or ranges are other ones.
+    """
+    whole = [paths.onnx_record(graph) for graph in Graph if graph.precision in QUANTIZED_PRECISIONS]
+    if whole[0].parent.is_symlink():
+        return frozenset()
+    return frozenset(
+        {"leave_unquantized"} if any(map(Path.is_symlink, whole)) else {"leave_unquantized", "quantization"}
+    )
+
+
+def _shared_results(config: Config, own: frozenset[str]) -> dict[str, object]:
     """Return the settings of the results that the points of a search share.
 
     Args:
         config: the configuration.
-        own_layers: whether a point has graphs of its own, with other layers left in FP16.
+        own: the sections whose results a point has for itself.
     """
-    chosen = {"tensorrt", "torch_tensorrt", "gates", *(["leave_unquantized"] if own_layers else [])}
+    chosen = {"tensorrt", "torch_tensorrt", "gates", *own}
     return {name: value for name, value in _results(config).items() if name not in chosen}
 
 

@@ -68,6 +68,31 @@ def test_a_choice_has_a_folder_whose_model_and_graphs_are_those_of_the_configura
     assert not is_current(project, step)
 
 
+@pytest.mark.parametrize(
+    ("choices", "refused"),
+    [((LAST,), False), ((LAST, LAYERS), False), ((LAYERS,), True), ((STREAMS,), True)],
+    ids=["pairs", "pairs and layers", "layers alone", "builder"],
+)
+def test_a_point_with_other_pairs_goes_on_by_hand(
+    tmp_path: Path, choices: tuple[Choice, ...], *, refused: bool
+) -> None:
+    """Its quantised graphs are its own; one with links to those of the configuration is refused once they change."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(TINY)
+    base = Project.load(file, STAGES)
+    claim(base)
+    base.paths.onnx_record(Graph.INT8).parent.mkdir(parents=True)
+    base.paths.onnx_record(Graph.INT8).touch()
+    point = Setups(base).project(choices)
+    check_owner(point)
+    file.write_text(TINY + "quantization: {calibration: mse}\n")
+    if refused:
+        with pytest.raises(UsageError, match="other `quantization`"):
+            check_owner(point)
+    else:
+        check_owner(point)
+
+
 def test_a_point_is_refused_once_its_configuration_has_other_images(tmp_path: Path) -> None:
     """Run by hand, it would write its former images through the link into those of the configuration."""
     file = tmp_path / "pipeline.yaml"
