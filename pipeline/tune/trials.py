@@ -226,21 +226,16 @@ def screened_rules(project: Project, graph: Graph) -> tuple[ScreenedRule, ...]:
     Raises:
         ArtifactError: the graph cannot be quantised or run, or the record cannot be written.
     """
-    from pipeline.stages.quantize.rules import rule_of  # noqa: PLC0415 - a repair is rare
-    from pipeline.stages.quantize.spec import quantize_key  # noqa: PLC0415 - the same
+    from pipeline.stages.quantize.placing import takes  # noqa: PLC0415 - a repair is rare
+    from pipeline.stages.quantize.rules import rule_of  # noqa: PLC0415 - the same
     from pipeline.stages.sensitivity.ranges import judge_rules  # noqa: PLC0415 - the same
+    from pipeline.stages.sensitivity.spec import sensitivity_key  # noqa: PLC0415 - the same
 
     path = project.paths.tune / f"ranges-{graph.value}.json"
-    config = project.config
-    own = rule_of(config.quantization, graph)
-    rules = [own, *(rule for rule in RULES if rule != own)]
-    key = make_key(
-        tune=VERSION,
-        quantized=quantize_key(project, graph).digest,
-        gate=config.gates.of(graph.precision),
-        margin=config.gates.margin,
-        rules=[rule.text for rule in rules],
-    )
+    own = rule_of(project.config.quantization, graph)
+    rules = [own, *(rule for rule in RULES if rule != own and takes(rule))]
+    # They are judged as the sensitivities are: by the same code, gate and settings of answers.
+    key = make_key(tune=VERSION, judged=sensitivity_key(project, graph).digest, rules=[rule.text for rule in rules])
     try:
         found = project.read(path, RuleScreening)
         if found.key == key:

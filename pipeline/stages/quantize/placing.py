@@ -34,6 +34,11 @@ _FITTED = {RangeMethod.ENTROPY, RangeMethod.MSE}
 """Rules that look at the images again, once the ends of the activations are known."""
 
 
+def takes(rule: RangeRule) -> bool:
+    """Return whether the installed ONNX Runtime can quantise by a rule."""
+    return TAKES_RANGES or rule.method not in _FITTED
+
+
 def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
     images: Images,
     graph: Graph,
@@ -69,7 +74,7 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
             file = arguments["calibration_cache_path"] = Path(folder) / "ranges.json"
             calibration = Calibration(fp32, rule.percentile or PERCENTILE, file.parent)
             _write_ranges(images, graph, calibration, rule, arguments, kept)
-        elif rule.method in _FITTED:
+        elif not takes(rule):
             raise QuantizeError(
                 f"quantization.calibration: {rule.text} needs an ONNX Runtime whose quantiser takes ranges",
                 expected="the onnxruntime-gpu for Python 3.11 or later",

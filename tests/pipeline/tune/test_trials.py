@@ -24,6 +24,8 @@ from tests.support.searches import LEVEL, STREAMS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.config.quantization import RangeRule
+
 pytestmark = pytest.mark.skipif(not missing_driver(), reason="a search on a GPU is in tests/gpu")
 ENGINE, INT8 = "tiny/rtx-sm80+/fp32-b1-ws16MiB", "tiny/cpu-x86_64/onnxruntime-int8-cpu"
 
@@ -82,15 +84,33 @@ def test_a_group_that_the_network_lacks_fails_alone(copied_search: Project) -> N
 
 
 def test_judged_rules_are_kept(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search has judged them; only another gate judges them again."""
+    """The search has judged them; another gate, or another meaning of answers, judges them again."""
     monkeypatch.setattr("pipeline.stages.sensitivity.ranges.judge_rules", None)
     found = screened_rules(copied_search, Graph.INT8_CPU)
     assert [item.rule for item in found] == ["max", "entropy", "mse", "99.9%", "99.99%", "99.999%"]
-    gates = copied_search.config.gates.model_copy(update={"margin": 0.5})
-    config = copied_search.config.model_copy(update={"gates": gates})
-    other = replace(copied_search, plan=replace(copied_search.plan, config=config))
-    with pytest.raises(TypeError, match="not callable"):
-        screened_rules(other, Graph.INT8_CPU)
+    config = copied_search.config
+    gates = config.gates.model_copy(update={"margin": 0.5})
+    model = config.model.model_copy(update={"tolerance": (0.5,)})
+    for changed in ({"gates": gates}, {"model": model}):
+        other = replace(copied_search, plan=replace(copied_search.plan, config=config.model_copy(update=changed)))
+        with pytest.raises(TypeError, match="not callable"):
+            screened_rules(other, Graph.INT8_CPU)
+
+
+def test_only_rules_that_this_onnx_runtime_takes_are_judged(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.10 has no ranges from files: entropy would fail, and no other rule would be judged."""
+    judged: list[str] = []
+
+    def judge(_project: Project, _graph: Graph, rules: list[RangeRule]) -> list[JudgedRule]:
+        judged.extend(rule.text for rule in rules)
+        return [JudgedRule(rule, kept=False, loss=0.0, distance=0.1) for rule in rules]
+
+    monkeypatch.setattr("pipeline.stages.quantize.placing.TAKES_RANGES", False)
+    monkeypatch.setattr("pipeline.stages.sensitivity.ranges.judge_rules", judge)
+    found = screened_rules(copied_search, Graph.INT8_CPU)
+    assert [item.rule for item in found] == judged == ["max", "99.9%", "99.99%", "99.999%"]
 
 
 def test_outputs_that_are_not_finite_are_no_rule() -> None:
