@@ -26,7 +26,7 @@ def test_a_method_is_one_word(text: str) -> None:
     assert config_of(quantization={"calibration": text}).quantization.calibration == RangeRule(method=RangeMethod(text))
 
 
-@given(st.floats(50.001, 99.99999))
+@given(st.floats(99, 99.99999))
 def test_a_percentile_is_read_back_as_it_is_written(value: float) -> None:
     """`doit tune` writes the rules that it has tried."""
     text = RangeRule(method=RangeMethod.PERCENTILE, percentile=float(f"{value:.10g}")).text
@@ -42,10 +42,14 @@ def test_a_percentile_is_read_back_as_it_is_written(value: float) -> None:
         ("percentile", f"{EXPECTED}, got 'percentile'"),
         ("99.99", f"{EXPECTED}, got 99.99"),
         ("{percentile: 99}", f"{EXPECTED}, got {{'percentile': 99}}"),
-        ("100%", "expected a percentile above 50% and below 100%, got '100%'; write max for all values"),
-        ("50%", "expected a percentile above 50% and below 100%, got '50%'"),
+        ("100%", "expected a percentile from 99% to below 100%, got '100%'; write max for all values"),
+        ("98.9%", "expected a percentile from 99% to below 100%, got '98.9%'"),
+        (
+            "99.999999999%",
+            "expected a percentile from 99% to below 100%, got '99.999999999%'; write max for all values",
+        ),
     ],
-    ids=["other name", "no value", "no unit", "mapping", "all", "half"],
+    ids=["other name", "no value", "no unit", "mapping", "all", "too few", "nearly all"],
 )
 def test_another_value_is_refused_with_its_place(problems: Problems, value: str, refusal: str) -> None:
     """The message says what is expected."""
