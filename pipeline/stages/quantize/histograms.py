@@ -53,12 +53,15 @@ class Histogram:
     def add(self, values: Floats) -> None:
         """Take a part of the values, float32 of any shape.
 
+        Values beyond the ends count as the largest: in batches of another size, sums may be rounded otherwise.
+
         Raises:
             ValueError: a value is not a number, or infinite.
         """
         if not np.isfinite(values).all():
             raise ValueError("an activation of the calibration images is not finite")
-        self._counts += np.histogram(values, bins=_BINS, range=(-self._most, self._most))[0]
+        inside = np.clip(values, -self._most, self._most)
+        self._counts += np.histogram(inside, bins=_BINS, range=(-self._most, self._most))[0]
 
     @property
     def edges(self) -> Doubles:

@@ -90,6 +90,16 @@ def test_nothing_is_clipped_where_all_is_equal() -> None:
     assert by_entropy(histogram_of(zeros + 2.5))[1] == 2.5
 
 
+@pytest.mark.parametrize("method", FITTED, ids=["entropy", "mse"])
+def test_values_beyond_the_ends_count_as_the_largest(method: RangeMethod) -> None:
+    """A second run in batches of another size may round up, and a constant would then have no value at all."""
+    most = np.float32(2.5)
+    histogram = Histogram(most, most)
+    histogram.add(np.full(7, np.nextafter(most, np.float32(3)), np.float32))
+    assert histogram.counts.sum() == 7
+    assert range_of(histogram, method, Graph.INT8) == (most, most)
+
+
 def test_what_is_not_finite_has_no_range() -> None:
     """One such value among many is an error."""
     histogram = Histogram(np.float32(-1), np.float32(1))
