@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import Graph
-from pipeline.config.quantization import QuantizationConfig
+from pipeline.config.quantization import RangeMethod, RangeRule
 from pipeline.stages.sensitivity.ranges import judge_rules
 
 if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
-RULES = [QuantizationConfig.model_validate({"calibration": text}).calibration for text in ("max", "70%", "mse")]
+RULES = [
+    RangeRule(method=RangeMethod.MAX),
+    RangeRule(method=RangeMethod.PERCENTILE, percentile=70.0),  # fewer than a configuration may write
+    RangeRule(method=RangeMethod.MSE),
+]
 
 
 @pytest.mark.parametrize("graph", [Graph.INT8, Graph.INT8_CPU], ids=["int8", "x86"])
