@@ -139,12 +139,9 @@ def copied(built_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with doit's files and the tiny model's configuration, and nothing built."""
-    folder = tmp_path / "a checkout with späces"
+def copy_doit_files(folder: Path) -> None:
+    """Copy what doit needs to build the tiny model, but for a configuration, to a new folder."""
     (folder / "tests/support").mkdir(parents=True)
-    (folder / "artifacts").mkdir()
     for name in (
         "dodo.py",
         "pyproject.toml",
@@ -153,6 +150,14 @@ def checkout(tmp_path: Path) -> Path:
         "tests/support/tiny_model.py",
     ):
         shutil.copy(REPOSITORY / name, folder / name)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with doit's files and the tiny model's configuration, and nothing built."""
+    folder = tmp_path / "a checkout with späces"
+    copy_doit_files(folder)
+    (folder / "artifacts").mkdir()
     (folder / "pipeline.yaml").write_text(TINY)
     return folder
 

@@ -17,7 +17,7 @@ from pipeline.planning.folder.projects import load_projects
 from pipeline.planning.freshness import freshness_of
 from pipeline.stages import STAGES
 from pipeline.stages.release.stage import make_release
-from tests.conftest import COMMIT, REPOSITORY
+from tests.conftest import COMMIT, copy_doit_files
 from tests.support.doit_runs import doit, ran
 
 if TYPE_CHECKING:
@@ -42,15 +42,7 @@ CONFIG = "config=configs/"
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which doit has built both models of a folder; the file of the second comes first."""
     folder = tmp_path_factory.mktemp("folder") / "project"
-    (folder / "tests/support").mkdir(parents=True)
-    for name in (
-        "dodo.py",
-        "pyproject.toml",
-        "tests/__init__.py",
-        "tests/support/__init__.py",
-        "tests/support/tiny_model.py",
-    ):
-        shutil.copy(REPOSITORY / name, folder / name)
+    copy_doit_files(folder)
     (folder / "configs").mkdir()
     (folder / "configs/b.yaml").write_text(SMALL.format("first", 40))
     (folder / "configs/a.yaml").write_text(SMALL.format("second", 30))

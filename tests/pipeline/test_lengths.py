@@ -17,10 +17,10 @@ from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.data.stage import make_data
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
+from tests.support.small_projects import exported, project_of, with_data
 from tests.support.tasks import FP16, FP32
 from tests.support.texts import LENGTHS, LONGEST, WORDS, arrays_of, configuration, write_texts
 
@@ -37,13 +37,6 @@ FIXED_ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 MODULE = "tiny/gpu/dynamo-fp16-b1-2-4-sequence4-12-24-ws16MiB"
 OTHERS = (4, 12, 15)
 """The lengths that are checked beside the texts' own: the smallest, the best, and an odd one between."""
-
-
-def project_of(folder: Path, text: str) -> Project:
-    """Return a project with this configuration."""
-    file = folder / "pipeline.yaml"
-    file.write_text(text)
-    return Project.load(file, STAGES)
 
 
 def run_steps(project: Project, built: set[str]) -> None:
@@ -185,16 +178,6 @@ def test_a_graph_that_is_right_at_the_longest_length_only_is_rejected(
     failed = [check.metric for check in report.checks if not check.passed]
     assert {length for length in OTHERS if any(f" at sequence {length} " in metric for metric in failed)} == {*OTHERS}
     assert all(" at sequence " in metric for metric in failed), "at the texts' own length it is right"
-
-
-def exported(project: Project) -> None:
-    """Export a project's FP32 graph."""
-    make_onnx(project, restore_model(project), Graph.FP32)
-
-
-def with_data(project: Project) -> None:
-    """Make a project's data."""
-    make_data(project, restore_model(project))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pipeline.planning.freshness import freshness_of
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.release.stage import make_release
-from tests.conftest import COMMIT, REPOSITORY
+from tests.conftest import COMMIT, copy_doit_files
 from tests.support.doit_runs import doit, ran
 
 if TYPE_CHECKING:
@@ -50,15 +50,7 @@ ENGINE = "second/rtx-sm80+/fp32-b1-ws16MiB"
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which doit has built both."""
     folder = tmp_path_factory.mktemp("several") / "project"
-    (folder / "tests/support").mkdir(parents=True)
-    for name in (
-        "dodo.py",
-        "pyproject.toml",
-        "tests/__init__.py",
-        "tests/support/__init__.py",
-        "tests/support/tiny_model.py",
-    ):
-        shutil.copy(REPOSITORY / name, folder / name)
+    copy_doit_files(folder)
     (folder / "pipeline.yaml").write_text(TWO)
     done = doit(folder)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,11 +21,11 @@ from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.data.stage import make_data
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.segments import configuration, write_images
+from tests.support.small_projects import exported, with_data
 from tests.support.tasks import FP16
 
 if TYPE_CHECKING:
@@ -176,16 +176,6 @@ def test_a_map_by_way_of_the_traced_size_is_rejected(project: Project, tmp_path:
     failed = [check.metric for check in report.checks if not check.passed]
     assert failed
     assert all(" at height " in metric for metric in failed), "at the network's own size it is right"
-
-
-def exported(project: Project) -> None:
-    """Export a project's FP32 graph."""
-    make_onnx(project, restore_model(project), Graph.FP32)
-
-
-def with_data(project: Project) -> None:
-    """Make a project's data."""
-    make_data(project, restore_model(project))
 
 
 @pytest.mark.parametrize(("step", "error"), [(with_data, DataError), (exported, ExportError)], ids=["data", "graph"])

@@ -21,10 +21,10 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.data.stage import make_data
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
+from tests.support.small_projects import exported, project_of, with_data
 from tests.support.tasks import FP16, FP32
 
 if TYPE_CHECKING:
@@ -52,13 +52,6 @@ profiles: [1, {{batch: {{min: 1, opt: 2, max: 4}}, {axes}}}]
 workspaces: [16MiB]
 benchmark: {{batches: [1], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2}}
 """
-
-
-def project_of(folder: Path, text: str) -> Project:
-    """Return a project with this configuration."""
-    file = folder / "pipeline.yaml"
-    file.write_text(text)
-    return Project.load(file, STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -228,16 +221,6 @@ def test_other_ends_are_skipped(tmp_path: Path) -> None:
     make_onnx(own, restore_model(own), Graph.FP32)
     artifact = build_variant(own, own.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32-uint8"))
     assert artifact.reason.startswith("graphs with dynamic axes beside the batch take normalised float32 images")
-
-
-def exported(project: Project) -> None:
-    """Export a project's FP32 graph."""
-    make_onnx(project, restore_model(project), Graph.FP32)
-
-
-def with_data(project: Project) -> None:
-    """Make a project's data."""
-    make_data(project, restore_model(project))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pipeline.stages.data.stage import make_data
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
+from tests.support.small_projects import project_of
 from tests.support.tasks import FP16
 from tests.support.texts import LONGEST, SAMPLES, WORDS, arrays_of, configuration, write_texts
 
@@ -38,13 +39,6 @@ ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-sequence4-12-24-ws16MiB"
 FIXED_ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
 OTHERS = (4, 12, 15)
 """The lengths that are checked beside the texts' own: the smallest, the best, and an odd one between."""
-
-
-def project_of(folder: Path, text: str) -> Project:
-    """Return a project with this configuration."""
-    file = folder / "pipeline.yaml"
-    file.write_text(text)
-    return Project.load(file, STAGES)
 
 
 def made(project: Project) -> Project:
