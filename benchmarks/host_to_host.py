@@ -11,6 +11,7 @@ only engines that passed their gates are timed. The floor is that of the copies,
 * `numpy`: `session(array)` of an ordinary array. Target: at most 1.1 × pinned.
 * `overlap`: per batch, with three buffers. Target: at least 0.9 × the GPU's throughput. The link alone may forbid
   that: its own limit is the slower direction's time of a batch.
+* `stream`: per batch of `model.stream` from ordinary arrays, with as many buffers. No target: the host copies first.
 
 The last table has `session(array)` by the number of threads that copy.
 """
@@ -20,14 +21,17 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, closing
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+import model_artifacts
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import missing_driver, threads
 from model_artifacts.records import Backend, BatchRange, Clock, ImageInput, Status
@@ -45,12 +49,16 @@ from pipeline.system.locks import exclusive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from model_artifacts.records import Link, Variant
     from pipeline.records import Artifact
 
 ROUNDS, RUNS, MILLISECONDS = 5, 10, 25.0
 """Rounds of all clocks in turns; the fewest runs and the shortest time of each in a round."""
 BUFFERS = 3
+STREAMED = 40
+"""Batches of a stream that are timed: enough that the filling of its buffers is less than the interval."""
 COPIED_IN, NUMPY, OVERLAPPED = 1.15, 1.1, 0.9
 """The targets: the copies over their floor, `session(array)` over pinned, and overlapped over the GPU's throughput."""
 
@@ -82,6 +90,22 @@ def in_turns(clocks: dict[str, Callable[[], tuple[float, ...]]]) -> dict[str, Fo
     return {name: summary(found) for name, found in rounds.items()}
 
 
+def wanted_of(variant: Variant, batch: int) -> model_artifacts.Requirements:
+    """Return the requirements that choose an engine among those of the configuration."""
+    return model_artifacts.Requirements(
+        batch=batch, precision=variant.precision, input=variant.io.input, output=variant.io.answer
+    )
+
+
+def timed_stream(model: model_artifacts.Model, images: npt.NDArray[np.generic]) -> tuple[float, ...]:
+    """Return the milliseconds a batch of a stream of the same batch, from its first result to its last."""
+    results = model.stream(repeat(images, STREAMED), buffers=BUFFERS)
+    next(results)
+    start = time.perf_counter()
+    count = sum(1 for _ in results)
+    return ((time.perf_counter() - start) * 1e3 / count,)
+
+
 def row_of(project: Project, artifact: Artifact, link: Link) -> list[str]:
     """Return an engine's row, and the targets that it missed in its last cell."""
     variant = artifact.variant
@@ -92,6 +116,9 @@ def row_of(project: Project, artifact: Artifact, link: Link) -> list[str]:
         engine = stack.enter_context(open_serialized(project, artifact))
         run = stack.enter_context(engine.session())
         overlap = stack.enter_context(engine.overlap(BUFFERS))
+        model = stack.enter_context(model_artifacts.load(project.paths.root, wanted_of(variant, batch)))
+        if model.entry.id != variant.id:
+            raise SystemExit(f"{variant.id}: `load` takes {model.entry.id}, so that no stream of this engine is timed")
         run.upload(images)
         found = in_turns(
             {
@@ -99,12 +126,13 @@ def row_of(project: Project, artifact: Artifact, link: Link) -> list[str]:
                 "pinned": lambda: timed_pinned(ask, run).milliseconds,
                 "numpy": lambda: timed(Clock.HOST, ask, lambda: run(images)).milliseconds,
                 "overlap": lambda: timed_overlapped(ask, overlap, images).milliseconds,
+                "stream": lambda: timed_stream(model, images),
             }
         )
         given = sum(cuda.bytes_of((batch, *map(int, spec.shape[1:])), np.dtype(spec.dtype)) for spec in engine.outputs)
     floor = link.floor_ms(images.nbytes, given)
     slower = max(link.floor_ms(images.nbytes, 0), link.floor_ms(0, given))
-    gpu, pinned, numpy, overlap_ms = (found[name] for name in ("gpu", "pinned", "numpy", "overlap"))
+    gpu, pinned, numpy, overlap_ms, stream = (found[name] for name in ("gpu", "pinned", "numpy", "overlap", "stream"))
     share = gpu.p50 / overlap_ms.p50
     allowed = gpu.p50 + COPIED_IN * floor
     missed = [
@@ -123,6 +151,8 @@ def row_of(project: Project, artifact: Artifact, link: Link) -> list[str]:
         str(overlap_ms),
         f"{batch / overlap_ms.p50 * 1e3:,.0f}",
         f"{share:.3f}",
+        str(stream),
+        f"{gpu.p50 / stream.p50:.3f}",
         ", ".join(missed) or "-",
     ]
 
@@ -139,6 +169,8 @@ HEAD = (
     "x pinned",
     "overlap",
     "images/s",
+    "x gpu",
+    "stream",
     "x gpu",
     "missed",
 )
