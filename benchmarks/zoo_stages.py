@@ -3,11 +3,14 @@
 python benchmarks/zoo_stages.py ../shared/models/zoo.py               all networks that the results lack; no GPU needed
 python benchmarks/zoo_stages.py ../shared/models/zoo.py --only unet   the networks whose name matches, anew
 python benchmarks/zoo_stages.py ../shared/models/zoo.py --table       write the table to docs/models.md
+python benchmarks/zoo_stages.py ../shared/models/zoo.py --target sm90-h200-trt10.6 --results r.json --section gpu
+                                                                      engines of a GPU's own; with --table another table
 
 The file has functions without arguments that return networks, which `model.factory: FILE:NAME` can name. Each gets a
 small project: its own random weights, a few crops of photographs, the smallest settings. Each step is a process of its
-own with a time limit. TensorRT-RTX builds an engine ahead of time, and ONNX Runtime runs the graphs. What the networks
-need beside this project (timm, transformers, …) belongs on PYTHONPATH: `pip install --no-deps --target DIR timm …`.
+own with a time limit. TensorRT-RTX builds an engine ahead of time, and ONNX Runtime runs the graphs. Where there is a
+GPU, it runs the engine, too, whose target `--target` names. What the networks need beside this project (timm,
+transformers, …) belongs on PYTHONPATH: `pip install --no-deps --target DIR timm …`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
-from model_artifacts.host.environment import version
+from model_artifacts.host.environment import missing_driver, version
 
 if TYPE_CHECKING:
     import resource
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 RESULTS = Path("artifacts/zoo_stages.json")
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- stages: begin -->", "<!-- stages: end -->"
 LIMIT_SECONDS = 900
 """Longest time of one step."""
 FAULT, REFUSED, REJECTED, DONE = "fault", "refused", "rejected", "done"
@@ -90,6 +92,7 @@ precisions: [fp32, fp16, int8]
 profiles: [{{min: 1, opt: 1, max: 4}}]
 workspaces: [1GiB]
 """
+ENGINE_RUNS = "engine runs"
 STEPS = {
     "source": ("source {}",),
     "data": ("data {}",),
@@ -97,12 +100,13 @@ STEPS = {
     "export fp16": ("export {}/fp16",),
     "int8": ("quantize {}/int8",),
     "rounding": ("rounding {}/fp32", "rounding {}/tf32", "rounding {}/fp16", "rounding {}/int8"),
-    "engine fp16": ("build {}/rtx-sm80+/fp16-b1-1-4-ws1GiB",),
+    "engine fp16": ("build {}/TARGET/fp16-b1-1-4-ws1GiB",),
+    ENGINE_RUNS: ("validate {}/TARGET/fp16-b1-1-4-ws1GiB",),
     "runs fp32": ("build {}/cpu-x86_64/onnxruntime-fp32", "validate {}/cpu-x86_64/onnxruntime-fp32"),
     "runs fp16": ("build {}/cpu-x86_64/onnxruntime-fp16", "validate {}/cpu-x86_64/onnxruntime-fp16"),
     "runs int8": ("build {}/cpu-x86_64/onnxruntime-int8", "validate {}/cpu-x86_64/onnxruntime-int8"),
 }
-"""The columns of the table, and the steps of each."""
+"""The columns of the table, and the steps of each. TARGET is that of the engines."""
 
 
 class Step(NamedTuple):
@@ -137,7 +141,7 @@ def prepare(file: Path, name: str, folder: Path, environment: dict[str, str]) ->
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)  # noqa: S603 - this Python
 
 
-def run(file: Path, name: str) -> dict[str, Step]:
+def run(file: Path, name: str, target: str) -> dict[str, Step]:
     """Run the steps of a network's project, each in a process of its own."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -146,7 +150,10 @@ def run(file: Path, name: str) -> dict[str, Step]:
         folder = Path(kept)
         prepare(file, name, folder, {**environment, "PYTHONPATH": f"{folder}{os.pathsep}{environment['PYTHONPATH']}"})
         for column, commands in STEPS.items():
-            found[column] = _column([command.format(name) for command in commands], folder, environment)
+            if column == ENGINE_RUNS and missing_driver():
+                continue
+            steps = [command.format(name).replace("TARGET", target) for command in commands]
+            found[column] = _column(steps, folder, environment)
             if column == "source" and found[column].outcome != DONE:
                 break
     return found
@@ -243,17 +250,19 @@ def table(results: dict[str, dict[str, Step]], names: Iterable[str]) -> Iterator
     """Yield the lines of the page's table, with the reasons below it."""
     found = [f"{name} {number}" for name in _PACKAGES if (number := version(name)) != "absent"]
     used = [f"torch {version('torch')}", f"onnxruntime {version('onnxruntime-gpu')}"]
-    used += [f"tensorrt-rtx {version('tensorrt-rtx')}", *found]
+    used += [f"{name} {number}" for name in ("tensorrt", "tensorrt-rtx") if (number := version(name)) != "absent"]
+    used += found
     yield from textwrap.wrap(f"{', '.join(used)}.", 120, break_on_hyphens=False)
     yield ""
-    yield f"| network | task, image | {' | '.join(STEPS)} | minutes | GB |"
-    yield f"|---|---|{'---|' * len(STEPS)}---|---|"
+    columns = [column for column in STEPS if any(column in steps for steps in results.values())]
+    yield f"| network | task, image | {' | '.join(columns)} | minutes | GB |"
+    yield f"|---|---|{'---|' * len(columns)}---|---|"
     notes: list[str] = []
     for name in names:
         if name not in results:
             continue
         steps, settings = results[name], KNOWN.get(name, Settings())
-        cells = [_cell(steps.get(column), notes) for column in STEPS]
+        cells = [_cell(steps.get(column), notes) for column in columns]
         minutes = sum(step.seconds for step in steps.values()) / 60
         memory = max(step.gigabytes for step in steps.values())
         image = f"{settings.task}, {settings.size}"
@@ -265,11 +274,12 @@ def table(results: dict[str, dict[str, Step]], names: Iterable[str]) -> Iterator
         yield f"| {place} | {note.replace('<', '&lt;').replace('|', '&#124;')} |"
 
 
-def write_page(results: dict[str, dict[str, Step]], names: Iterable[str]) -> None:
-    """Replace the table of the page."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(table(results, names))}\n{END}{after}", encoding="utf-8")
+def write_page(results: dict[str, dict[str, Step]], names: Iterable[str], section: str) -> None:
+    """Replace a table of the page: that between the comments of its section."""
+    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n{chr(10).join(table(results, names))}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> int:
@@ -278,19 +288,21 @@ def main() -> int:
     parser.add_argument("file", type=Path, help="a Python file with functions that return networks")
     parser.add_argument("--only", default="", help="a regular expression of names")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--target", default="rtx-sm80+", help="the target of the engines, as `pipeline plan` lists it")
     parser.add_argument("--table", action="store_true", help="write the table, run nothing")
+    parser.add_argument("--section", default="stages", help="the table of the page: the name in its comments")
     options = parser.parse_args()
     names = networks_of(options.file)
     read = json.loads(options.results.read_text(encoding="utf-8")) if options.results.is_file() else {}
     results = {name: {column: Step(*step) for column, step in steps.items()} for name, steps in read.items()}
     if options.table:
-        write_page(results, names)
+        write_page(results, names, options.section)
         return 0
     console, faults = Console(), 0
     for name in names:
         if not re.search(options.only, name) or (name in results and not options.only):
             continue
-        results[name] = run(options.file.resolve(), name)
+        results[name] = run(options.file.resolve(), name, options.target)
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
         faults += sum(step.outcome == FAULT for step in results[name].values())

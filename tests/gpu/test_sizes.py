@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.deployment.loading import Loading
     from model_artifacts.deployment.answers import Outputs
+    from model_artifacts.deployment.loading import Loading
 
 pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 
@@ -121,7 +121,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def assert_right(made: Made, batch: dict[str, npt.NDArray[Any]], found: Outputs) -> None:
     """Check that outputs have the shapes of the network's own, and are near to them."""
-    outputs = [*found.values()] if isinstance(found, dict) else [found]
+    outputs = [found] if isinstance(found, np.ndarray) else [*found.values()]
     for output, truth in zip(outputs, made.truth(batch), strict=True):
         assert output.shape == truth.shape
         assert distance(output, truth) < OF_TINY_NETWORKS
