@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from model_artifacts.deployment import inputs
 from model_artifacts.deployment.inputs import checked_batch, detached, pictures_of
 from model_artifacts.errors import RunError
+from model_artifacts.records import ImageInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +92,27 @@ def test_large_finite_batches_are_taken() -> None:
     """Values whose sum is infinite are finite all the same."""
     huge = np.full_like(BATCH, np.finfo(np.float32).max)
     np.testing.assert_array_equal(checked_batch(huge, SAMPLE), huge)
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7C01, 0xFC01, 0x7E00, 0xFFFF], ids=hex)
+def test_halves_that_are_not_finite_are_refused(bits: int) -> None:
+    """Both infinities, and NaN with its smallest and its largest bits."""
+    batch = BATCH.astype(np.float16)
+    batch.view(np.uint16)[1, 2, 3, 4] = bits
+    with pytest.raises(RunError, match="1 of 2 images, the first at 1"):
+        checked_batch(batch, SAMPLE, ImageInput.FLOAT16)
+
+
+def test_large_halves_are_taken() -> None:
+    """The largest values of both signs, zero with a sign, and the smallest one."""
+    batch = np.resize(np.array([0x7BFF, 0xFBFF, 0x8000, 0x0001], np.uint16), BATCH.shape).view(np.float16)
+    np.testing.assert_array_equal(checked_batch(batch, SAMPLE, ImageInput.FLOAT16), batch)
+
+
+def test_pixels_are_not_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are finite by their type, and their sum would take longer than the network."""
+    monkeypatch.setattr(inputs, "_looks_finite", lambda _: pytest.fail("it reads the pixels"))
+    checked_batch(PIXELS[None], PIXELS.shape, ImageInput.UINT8)
 
 
 def encoded(pixels: Any = PIXELS) -> bytes:
