@@ -29,6 +29,9 @@ _TYPES = (
 )
 """The inspector's names of a tensor's type or format: `Half`, `Two wide channel vectorized row major FP16 format`."""
 
+_PROFILE = re.compile(r"\[profile (\d+)\]")
+"""The number of the optimization profile in a layer's name: `node_conv2d + node_relu [profile 1]`."""
+
 _EXAMPLES = 32
 
 
@@ -71,6 +74,25 @@ def read_layers(text: str) -> tuple[EngineLayer, ...]:
     """
     layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 writes control characters unescaped
     return tuple(_layer(layer) for layer in layers if isinstance(layer, dict))
+
+
+def of_profile(layers: tuple[EngineLayer, ...], profile: int) -> tuple[EngineLayer, ...]:
+    """Return the layers of an optimization profile.
+
+    The inspector shows the layers of all profiles, one profile after the other. It names the profile of most of them,
+    but not the first one, and not of what TensorRT's own compiler adds: those go with the layers before them.
+
+    Args:
+        layers: all layers that the inspector shows.
+        profile: the profile's number, from 0.
+    """
+    found, current = [], 0
+    for layer in layers:
+        if named := _PROFILE.search(layer.name):
+            current = int(named[1])
+        if current == profile:
+            found.append(layer)
+    return tuple(found)
 
 
 def _layer(layer: dict[str, Any]) -> EngineLayer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from model_artifacts.errors import KernelsError
 from model_artifacts.records import BatchRange, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
-from model_artifacts.tensorrt.inspector import EngineLayer, read_layers
+from model_artifacts.tensorrt.inspector import EngineLayer, of_profile, read_layers
 from model_artifacts.tensorrt.refitter import put_weights, refused
 from model_artifacts.tensorrt.specs import input_of, output_of
 
@@ -214,8 +214,15 @@ class ExecutionContext:
             raise refused("the engine cannot be run", self._log)
 
     def layers(self) -> tuple[EngineLayer, ...]:
-        """Return the engine's layers from its inspector, for the shapes set last."""
-        return inspected_layers(self._flavour.module, self._context.engine, self._context)
+        """Return the engine's layers from its inspector, for the shapes set last.
+
+        Of several profiles the inspector is not given a context: TensorRT 10.6 then shows nothing, or ends the process.
+        """
+        trt, engine = self._flavour.module, self._context.engine
+        if len(self._contexts) == 1:
+            return read_layers(_inspected(trt, engine, self._context))
+        profile = next(index for index, one in enumerate(self._contexts.values()) if one is self._context)
+        return of_profile(read_layers(_inspected(trt, engine)), profile)
 
     def time_layers(self, stream: int, runs: int) -> dict[str, float]:
         """Run batches, and return the median time per batch of each layer, in milliseconds.
@@ -347,14 +354,6 @@ def _batches_of_all(engine: Any, inputs: list[str], log: BuildLog) -> BatchRange
 def _batches(engine: Any, name: str, profile: int) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
     """Return the smallest, the best and the largest batch of an input in an optimization profile."""
     return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, profile))
-
-
-def inspected_layers(trt: Any, engine: Any, context: Any) -> tuple[EngineLayer, ...]:  # noqa: ANN401 - TensorRT is untyped
-    """Return an engine's layers as its inspector shows them for a context.
-
-    Of an engine with several profiles, TensorRT 10.6 shows nothing for a context, and the first profile without one.
-    """
-    return read_layers(_inspected(trt, engine, context) or _inspected(trt, engine))
 
 
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped

@@ -45,7 +45,7 @@ def _with_profile(text: str, axes: str) -> str:
 
 def _images(folder: Path) -> str:
     segments.write_images(folder, 40)
-    text = segments.configuration(folder).replace("segments:Segmenter", "sized_segmenters:Resized")
+    text = segments.configuration(folder).replace("segments:Segmenter", "sized_segmenters:Sampled")
     return _with_profile(re.sub(r" classes: \[.*?\],", "", text), RANGES)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.records import LayerShare, Precision
-from model_artifacts.tensorrt.inspector import EngineLayer, read_layers, shares
+from model_artifacts.tensorrt.inspector import EngineLayer, of_profile, read_layers, shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -309,3 +309,34 @@ def test_every_layer_that_multiplies_is_counted_once(layers: Sequence[object]) -
     assert sum(share.layers for share in counted) == sum(layer.multiplies for layer in found)
     assert len({share.precision for share in counted}) == len(counted)
     assert [share.layers for share in counted] == sorted((share.layers for share in counted), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("profile", "names"),
+    [
+        (0, ["node_conv2d + node_relu", "__myl_Cas_myl3_0"]),
+        (
+            1,
+            [
+                "node_conv2d + node_relu [profile 1]",
+                "__myl_Cas_myl12_1",
+                "node_linear [profile 1]_myl12_2",
+            ],
+        ),
+        (2, ["node__to_copy [profile 2]", "__myl_Cas_myl18_3"]),
+        (3, []),
+    ],
+)
+def test_layers_go_with_the_profile_named_last(profile: int, names: list[str]) -> None:
+    """Names as TensorRT 10.6 shows them for an engine of three profiles (2026-11-29, H200)."""
+    shown = (
+        "node_conv2d + node_relu",
+        "__myl_Cas_myl3_0",
+        "node_conv2d + node_relu [profile 1]",
+        "__myl_Cas_myl12_1",
+        "node_linear [profile 1]_myl12_2",
+        "node__to_copy [profile 2]",
+        "__myl_Cas_myl18_3",
+    )
+    layers = tuple(EngineLayer(name, "gemm", "", None) for name in shown)
+    assert [layer.name for layer in of_profile(layers, profile)] == names

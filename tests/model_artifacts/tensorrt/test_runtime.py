@@ -11,7 +11,7 @@ import pytest
 from model_artifacts.errors import KernelsError
 from model_artifacts.records import BatchRange, EngineFlavour, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour
-from model_artifacts.tensorrt.runtime import LoadedEngine, inspected_layers, no_context
+from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine, no_context
 
 
 def log_of(*errors: str) -> BuildLog:
@@ -96,17 +96,22 @@ def test_kernels_of_another_gpu_are_an_error_of_their_own(kernels: bytes | None,
         assert config.dynamic_shapes_kernel_specialization_strategy == "lazy"
 
 
-@pytest.mark.parametrize(("shown", "name"), [("of the context", "of the context"), (None, "of the first profile")])
-def test_layers_that_no_context_shows_are_those_of_the_first_profile(shown: str | None, name: str) -> None:
-    """TensorRT 10.6 shows an empty text for a context of an engine with several profiles."""
+@pytest.mark.parametrize(("size", "names"), [(None, ["of a context"]), (1, ["a"]), (8, ["a [profile 1]", "b"])])
+def test_layers_of_several_profiles_are_read_without_a_context(size: int | None, names: list[str]) -> None:
+    """With one, TensorRT 10.6 ends the process. Without one, the inspector shows those of all profiles."""
+    given = SimpleNamespace(set_input_shape=lambda *_: True)
 
     class Inspector:
         execution_context: object = None
 
         def get_engine_information(self, _: object) -> str:
-            text = "of the first profile" if self.execution_context is None else shown
-            return json.dumps({"Layers": [{"Name": text, "LayerType": "gemm"}]}) if text else ""
+            shown = ["a", "a [profile 1]", "b"] if self.execution_context is None else ["of a context"]
+            return json.dumps({"Layers": [{"Name": name, "LayerType": "gemm"} for name in shown]})
 
-    trt: Any = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
-    engine: Any = SimpleNamespace(create_engine_inspector=Inspector)
-    assert [layer.name for layer in inspected_layers(trt, engine, object())] == [name]
+    given.engine = SimpleNamespace(create_engine_inspector=Inspector)
+    other = SimpleNamespace(engine=given.engine, set_input_shape=given.set_input_shape)
+    flavour: Any = SimpleNamespace(module=SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json")))
+    contexts = {1: given} if size is None else {1: given, 8: other}
+    opened = ExecutionContext(flavour, contexts, None, None, BuildLog())
+    opened.set_input_shape("image", (size or 1, 3, 8, 8))
+    assert [layer.name for layer in opened.layers()] == names
