@@ -9,7 +9,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
 from pipeline.config.quantization import QuantizationConfig, RangeMethod
-from pipeline.stages.quantize.groups import is_pooling, last_layers, left_by
+from pipeline.stages.quantize.groups import is_pooling, last_layers
 from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
 from pipeline.stages.quantize.rules import rule_of
 
@@ -56,7 +56,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: Quantizat
             "per_channel": True,
             "activation_type": QuantType.QUInt8,
             "calibrate_method": calibration,
-            "nodes_to_exclude": [*outer_layers(model, graph, settings), *left_by(settings, model)],
+            "nodes_to_exclude": outer_layers(model, graph, settings),
             "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True, **percentile},
             "reduce_range": True,
         }
