@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.records import CLOCKS, Clock
 from pipeline.stages.benchmark.statistics import interval_of_median
 from pipeline.tune.records import Effect, Standing, TrialVerdict
-from pipeline.tune.search import LATENCY, MEMORY, ranking_of, without_choice
+from pipeline.tune.search import LATENCY, MEMORY, ranking_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -206,7 +206,7 @@ def _effect(name: str, trials: Sequence[Trial], objectives: Sequence[Objective])
         lost += trial.verdict is TrialVerdict.REJECTED
         if trial.verdict in {TrialVerdict.UNSUPPORTED, TrialVerdict.FAILED}:
             notes.append(trial.reason)
-        before = by_point.get(without_choice(trial.point, choice))
+        before = by_point.get(trial.point.without_choice(choice))
         ratios += _ratios(trial, before, objectives) if before else []
         rescued += trial.passed and before is not None and before.verdict is TrialVerdict.REJECTED
     found = _summary(name, ratios, lost, "" if ratios else next(iter(notes), ""))

@@ -42,6 +42,15 @@ class Point(Record):
         """The variant's name without the model, and its choices."""
         return ", ".join((self.subject.partition("/")[2], *(choice.text for choice in self.choices)))
 
+    def with_choice(self, choice: Choice) -> Point:
+        """Return the point with one more choice, in the order of the settings."""
+        choices = sorted((*self.choices, choice), key=lambda item: item.setting)
+        return self.model_copy(update={"choices": tuple(choices)})
+
+    def without_choice(self, choice: Choice) -> Point:
+        """Return the point without one of its choices."""
+        return self.model_copy(update={"choices": tuple(item for item in self.choices if item != choice)})
+
 
 class TrialVerdict(str, Enum):
     """End of a trial."""
@@ -117,6 +126,8 @@ class Trial(StageRecord):
     """The part of them that the timing took."""
     drop: float | None = None
     """Answers lost, minus those won, per sample; of tensors the relative L2 distance. None if it was not validated."""
+    relative_l2: Annotated[float, Field(ge=0)] | None = None
+    """Relative L2 distance to FP32's outputs; None if it was not validated."""
     memory_bytes: Count | None = None
     """GPU memory that it took; on a processor the size of its file. None if it was not timed."""
     screened: tuple[ScreenedBatch, ...] = ()

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import Backend
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
-from pipeline.tune.repair import next_count, next_rule
+from pipeline.tune.repair import Repair, Screen, repair_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pipeline.tune.repair import Ranking
     from pipeline.tune.space import Contender, Mixed, Option, Space
 
 _STARTS = 0.5
@@ -41,8 +42,6 @@ _LEAST_FINALISTS, _MOST_FINALISTS = 2, 3
 MEMORY = "memory"
 THROUGHPUT = "throughput"
 LATENCY = "latency"
-RULE = "quantization.calibration"
-"""The setting of the rule for the ranges of activations."""
 OBJECTIVES = (LATENCY, THROUGHPUT, MEMORY)
 
 
@@ -71,29 +70,6 @@ class Objective(NamedTuple):
         return screened.p50_ms if screened else None
 
 
-class Ranking(NamedTuple):
-    """Layers by their sensitivity to a precision, from `doit sensitivity`."""
-
-    layers: tuple[str, ...]
-    """All of them, the most sensitive first."""
-    proposed: int
-    """The number of them that keep the gate if they stay in FP16, on calibration images."""
-
-
-class Screen(NamedTuple):
-    """A move that needs the rules for ranges, judged without a build, before it can be made."""
-
-    graph: str
-    """The quantised graph: `int8`, `int8-cpu` or `fp8`."""
-
-
-class Repair(NamedTuple):
-    """A move that needs the layers' sensitivities before it can be made."""
-
-    graph: str
-    """The quantised graph: `int8` or `fp8`."""
-
-
 @dataclass(frozen=True)
 class Search:
     """A search with its limits."""
@@ -101,8 +77,8 @@ class Search:
     space: Space
     objectives: tuple[Objective, ...]
     budget_seconds: float
-    rankings: Mapping[str, Ranking] = field(default_factory=dict)
-    """The layers by their sensitivity, by quantised graph, as far as they were measured."""
+    rankings: Mapping[Repair, Ranking] = field(default_factory=dict)
+    """The layers by their sensitivity, as far as they were measured."""
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The rules for ranges that are worth a build, by quantised graph, as far as they were judged."""
     mixed: Mapping[str, Mixed] = field(default_factory=dict)
@@ -123,11 +99,11 @@ class Search:
         answered = all(best_of(objective, trials) for objective in self.objectives)
         spent = sum(trial.seconds for trial in trials)
         if quick and not (answered and spent >= _STARTS * self.budget_seconds):
-            if move := self._repair(trials):
+            if move := repair_of(trials, self.mixed, self.rules, self.rankings):
                 return move
             if point := self._affordable(quick, trials, left):
                 return point
-        moves = [self._repair(trials), *self._improvements(trials)]
+        moves = [repair_of(trials, self.mixed, self.rules, self.rankings), *self._improvements(trials)]
         found = next((move for move in moves if isinstance(move, (Repair, Screen))), None)
         points = [move for move in moves if isinstance(move, Point)]
         is_turn = len(trials) % _TURN == _TURN - 1
@@ -205,7 +181,7 @@ class Search:
             fitting = [item for item in contender.options if self._fits(item, best.point, contender.kind, trials)]
             gains = gains_of(objective, trials)
             ordered = sorted(fitting, key=lambda item: gains.get(item.choice, 1.0))
-            points = [with_choice(best.point, item.choice) for item in ordered]
+            points = [best.point.with_choice(item.choice) for item in ordered]
             found.append([point for point in points if point not in tried])
         turn = len(trials) % max(len(found), 1)
         turns = [*found[turn:], *found[:turn]]
@@ -229,47 +205,6 @@ class Search:
             return False
         return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
 
-    def _repair(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
-        """Return the repair of a quantised variant that missed its gate; None if there is none to make.
-
-        Another rule for its ranges comes first, which costs no speed; then the fewest layers in FP16.
-        """
-        for trial in trials:
-            if trial.verdict is not TrialVerdict.REJECTED or trial.point.choices:
-                continue
-            if trial.point.subject not in self.mixed:
-                continue
-            graph, ranked, contender = self.mixed[trial.point.subject]
-            verdicts = _verdicts(RULE, trial.point.subject, trials)
-            if any(verdicts.values()):
-                continue
-            if graph not in self.rules:
-                return Screen(graph)
-            if rule := next_rule(self.rules[graph], verdicts):
-                return with_choice(trial.point, Choice(setting=RULE, value=rule))
-            ranking = self.rankings.get(ranked)
-            if ranking is None:
-                return Repair(ranked)
-            setting = f"leave_unquantized.{ranked}"
-            counts = _counts(setting, contender.subject, trials)
-            count = next_count(len(ranking.layers), self._proposed(setting, ranking, trials), counts)
-            if count is not None:
-                choice = Choice(setting=setting, value=ranking.layers[:count])
-                return Point(subject=contender.subject, choices=(choice,))
-        return None
-
-    @staticmethod
-    def _proposed(setting: str, ranking: Ranking, trials: Sequence[Trial]) -> int:
-        """Return the number of layers to begin with: the fewest that passed for another batch range, if any did."""
-        passed = [
-            len(choice.value)
-            for trial in trials
-            if trial.passed
-            for choice in trial.point.choices
-            if choice.setting == setting and isinstance(choice.value, tuple)
-        ]
-        return min(passed, default=ranking.proposed)
-
 
 def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
     """Return the choices with which a variant missed its gate, and kept it without."""
@@ -280,41 +215,8 @@ def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
         for trial in own
         if trial.verdict is TrialVerdict.REJECTED
         for choice in trial.point.choices
-        if without_choice(trial.point, choice) in kept
+        if trial.point.without_choice(choice) in kept
     }
-
-
-def _verdicts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[str, bool]:
-    """Return the values of a setting that were tried alone for a variant, and whether each passed."""
-    return {
-        choice.value: trial.passed
-        for trial in trials
-        if trial.point.subject == subject and len(trial.point.choices) == 1
-        for choice in trial.point.choices
-        if choice.setting == setting and isinstance(choice.value, str)
-    }
-
-
-def _counts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[int, bool]:
-    """Return the numbers of layers left in FP16 that were tried for a variant, and whether each passed."""
-    return {
-        len(choice.value): trial.passed
-        for trial in trials
-        if trial.point.subject == subject and len(trial.point.choices) == 1
-        for choice in trial.point.choices
-        if choice.setting == setting and isinstance(choice.value, tuple)
-    }
-
-
-def with_choice(point: Point, choice: Choice) -> Point:
-    """Return a point with one more choice, in the order of the settings."""
-    choices = sorted((*point.choices, choice), key=lambda item: item.setting)
-    return point.model_copy(update={"choices": tuple(choices)})
-
-
-def without_choice(point: Point, choice: Choice) -> Point:
-    """Return a point without one of its choices."""
-    return point.model_copy(update={"choices": tuple(item for item in point.choices if item != choice)})
 
 
 def ranking_of(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
@@ -334,7 +236,7 @@ def gains_of(objective: Objective, trials: Sequence[Trial]) -> dict[Choice, floa
     ratios: dict[Choice, list[float]] = {}
     for point, score in scores.items():
         for choice in point.choices:
-            before = scores.get(without_choice(point, choice))
+            before = scores.get(point.without_choice(choice))
             if before:
                 ratios.setdefault(choice, []).append(score / before)
     return {choice: fmean(values) for choice, values in ratios.items()}

@@ -42,8 +42,8 @@ RULES = tuple(
     for text in ("max", "entropy", "mse", "99.9%", "99.99%", "99.999%")
 )
 """The rules for ranges that int8 and fp8 which miss their gate could have instead."""
-VERSION = 1
-"""Raise it when a trial judges or times a point in another way."""
+VERSION = 2
+"""Raise it when a trial judges or times a point in another way, or records more of it. 2 has the distance to FP32."""
 
 _SCREENING = {"restarts": 1, "rounds": 1, "warmup_seconds": 0.3}
 """The settings of the benchmark in which screening is cheaper than the finals."""
@@ -206,7 +206,10 @@ class Trials:
             return plain.model_copy(update=unsupported)
         ensure(project, Step("validate", variant.id), waits)
         report = project.accuracy(variant)
-        judged = plain.model_copy(update={"drop": drop_of(report), "engine": _work_of(artifact)})
+        distance = report.accuracy.relative_l2 if report.accuracy else None
+        judged = plain.model_copy(
+            update={"drop": drop_of(report), "relative_l2": distance, "engine": _work_of(artifact)}
+        )
         if not report.passed:
             return _rejected_or_ended(judged, report)
         if self.max_drop is not None and judged.drop is not None and judged.drop > self.max_drop:

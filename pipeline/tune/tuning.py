@@ -20,9 +20,9 @@ from pipeline.records import Outcome
 from pipeline.system.locks import working
 from pipeline.tune.finals import Finals
 from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
-from pipeline.tune.records import Answer, Point, TuneRecord
-from pipeline.tune.repair import promising_rules
-from pipeline.tune.search import LATENCY, Objective, Ranking, Repair, Screen, Search
+from pipeline.tune.records import Answer, Choice, Point, TuneRecord
+from pipeline.tune.repair import RULE, Ranking, Repair, Screen, promising_rules
+from pipeline.tune.search import LATENCY, Objective, Search
 from pipeline.tune.setups import Setups
 from pipeline.tune.snippet import file_of, snippet_of
 from pipeline.tune.space import mixed_of, space_of
@@ -157,7 +157,7 @@ class _Tuning:
                 pending += time.monotonic() - began
                 continue
             if isinstance(move, Repair):
-                search = replace(search, rankings={**search.rankings, move.graph: self._ranking(Graph(move.graph))})
+                search = replace(search, rankings={**search.rankings, move: self._ranking(store.setups, move)})
                 pending += time.monotonic() - began
                 continue
             trial = store.make(move, trials, search.seconds_left(trials), pending)
@@ -179,14 +179,16 @@ class _Tuning:
         write(self.stream, *rule_lines(screened, promising))
         return promising
 
-    def _ranking(self, graph: Graph) -> Ranking:
+    def _ranking(self, setups: Setups, need: Repair) -> Ranking:
         """Return the layers by their sensitivity; none if they cannot be measured, so that nothing is repaired."""
         from pipeline.stages.sensitivity.stage import measure_sensitivity  # noqa: PLC0415 - a repair is rare
 
-        project = self.project
-        step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
-        write(self.stream, f"{graph.value} missed its gate: measuring each layer's sensitivity")
+        graph = Graph(need.graph)
+        step = Step("sensitivity", f"{self.project.plan.model}/{graph.value}")
+        nearest = f" with {need.rule}, the nearest," if need.rule else ""
+        write(self.stream, f"{graph.value}{nearest} missed its gate: measuring each layer's sensitivity")
         try:
+            project = setups.project((Choice(setting=RULE, value=need.rule),) if need.rule else ())
             if not is_current(project, step):
                 with working(alone=False):
                     measure_sensitivity(project, graph)

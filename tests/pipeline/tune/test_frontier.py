@@ -12,7 +12,7 @@ from hypothesis import given
 from model_artifacts.records import Clock, Key
 from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
 from pipeline.tune.records import Choice, FinalRestart, FinalSet, Point, Trial, TrialVerdict
-from pipeline.tune.search import RULE, with_choice
+from pipeline.tune.repair import RULE
 from tests.support.searches import LEVEL, OBJECTIVES, STREAMS, WORLDS, World, contender, trial_of
 
 if TYPE_CHECKING:
@@ -132,17 +132,17 @@ def measures(trial: Trial) -> tuple[float, ...]:
 
 def test_a_trade_of_latency_for_memory_is_on_the_frontier() -> None:
     """A slower one with more of both is not."""
-    worse = trial_of(3, with_choice(FP16.point, LEVEL), 3.0, memory=40)
+    worse = trial_of(3, FP16.point.with_choice(LEVEL), 3.0, memory=40)
     assert [trial.number for trial in frontier_of([*TRIALS, worse], OBJECTIVES)] == [1, 2]
 
 
 def test_a_choice_is_counted_against_the_same_point_without_it() -> None:
     """At both batch sizes; a setting that the library refused has its reason, and a missed gate is counted."""
-    refused = trial_of(5, with_choice(INT8.point, STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
+    refused = trial_of(5, INT8.point.with_choice(STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
     trials = [
         *TRIALS,
-        trial_of(3, with_choice(INT8.point, LEVEL), 0.9),
-        trial_of(4, with_choice(FP16.point, LEVEL), verdict=TrialVerdict.REJECTED),
+        trial_of(3, INT8.point.with_choice(LEVEL), 0.9),
+        trial_of(4, FP16.point.with_choice(LEVEL), verdict=TrialVerdict.REJECTED),
         refused.model_copy(update={"reason": "it has none"}),
     ]
     effects = {item.what: item for item in effects_of(trials, OBJECTIVES, find)}
@@ -157,8 +157,8 @@ def test_a_choice_that_saves_the_gate_is_counted() -> None:
     rule = Choice(setting=RULE, value="mse")
     trials = [
         trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED),
-        trial_of(2, with_choice(INT8.point, rule), 1.0),
-        trial_of(3, with_choice(FP16.point, rule), 1.0),
+        trial_of(2, INT8.point.with_choice(rule), 1.0),
+        trial_of(3, FP16.point.with_choice(rule), 1.0),
     ]
     (effect,) = effects_of(trials, OBJECTIVES, lambda _: None)
     assert (effect.what, effect.compared, effect.rescued) == ("quantization.calibration: mse", 0, 1)
@@ -166,7 +166,7 @@ def test_a_choice_that_saves_the_gate_is_counted() -> None:
 
 def test_a_difference_of_one_percent_is_no_help() -> None:
     """Screening is one restart."""
-    trials = [TRIALS[0], trial_of(2, with_choice(INT8.point, LEVEL), 0.99)]
+    trials = [TRIALS[0], trial_of(2, INT8.point.with_choice(LEVEL), 0.99)]
     assert [item.helped for item in effects_of(trials, OBJECTIVES, find)] == [0]
 
 

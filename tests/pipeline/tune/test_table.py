@@ -13,7 +13,6 @@ from pipeline.records import LayerProfile, LayerTime, Outcome
 from pipeline.tune.explain import LayerFloor
 from pipeline.tune.frontier import frontier_of
 from pipeline.tune.records import Answer, Effect, ScreenedRule, Standing, TrialVerdict, TuneRecord
-from pipeline.tune.search import with_choice
 from pipeline.tune.table import (
     answer_lines,
     effect_lines,
@@ -30,7 +29,7 @@ from tests.support.searches import LEVEL, OBJECTIVES, WORLDS, World, contender, 
 POINT = contender("int8-b1").point
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 STANDING = Standing(
-    point=with_choice(POINT, LEVEL), trial=1, batch=1, clock=Clock.GPU_GRAPH, value=0.1, low=0.09, high=0.11,
+    point=POINT.with_choice(LEVEL), trial=1, batch=1, clock=Clock.GPU_GRAPH, value=0.1, low=0.09, high=0.11,
     drop=0.0, restarts=3,
 )  # fmt: skip
 
@@ -57,7 +56,7 @@ def test_no_line_is_wider_than_80_columns(world: World) -> None:
 
 def test_a_trial_shows_its_choices_its_values_and_the_time_left() -> None:
     """A star marks the frontier."""
-    trial = trial_of(1, with_choice(POINT, LEVEL), 0.5, drop=0.002, memory=3_000_000)
+    trial = trial_of(1, POINT.with_choice(LEVEL), 0.5, drop=0.002, memory=3_000_000)
     assert trial_lines(trial, [trial], 42.0) == [
         f"{'  1  gpu/int8-b1':<65}10 s, 42 s left",
         "     + tensorrt.optimization_level: 5",
@@ -76,7 +75,7 @@ def test_a_trial_that_did_not_pass_shows_its_reason() -> None:
 
 def test_the_frontier_is_a_table() -> None:
     """A batch size that a trial does not take is empty."""
-    lines = frontier_lines([trial_of(1, with_choice(POINT, LEVEL), 0.5, batches=(1,))], OBJECTIVES)
+    lines = frontier_lines([trial_of(1, POINT.with_choice(LEVEL), 0.5, batches=(1,))], OBJECTIVES)
     assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "MB"]
     assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "0.0"]
 
