@@ -204,7 +204,7 @@ def _effect(name: str, trials: Sequence[Trial], objectives: Sequence[Objective])
         if choice is None:
             continue
         lost += trial.verdict is TrialVerdict.REJECTED
-        if trial.verdict in {TrialVerdict.UNSUPPORTED, TrialVerdict.FAILED}:
+        if trial.verdict in {TrialVerdict.UNSUPPORTED, TrialVerdict.UNCHANGED, TrialVerdict.FAILED}:
             notes.append(trial.reason)
         before = by_point.get(trial.point.without_choice(choice))
         ratios += _ratios(trial, before, objectives) if before else []

@@ -19,13 +19,14 @@ class Choice(Record):
     setting: str
     """Its keys, joined by dots, such as `tensorrt.optimization_level`."""
     value: bool | int | str | tuple[str, ...]
-    """Its value; a list of layers for `leave_unquantized`."""
+    """Its value; a list of layers for `leave_unquantized`, and one of names for `tensorrt.tactic_sources`."""
 
     @property
     def text(self) -> str:
-        """The choice as a line: `tensorrt.optimization_level: 5`; of a list, the number of its layers."""
+        """The choice as a line: `tensorrt.optimization_level: 5`; of a list of layers, their number."""
         if isinstance(self.value, tuple):
-            return f"{self.setting}: {len(self.value)} layers"
+            layers = self.setting.startswith("leave_unquantized.")
+            return f"{self.setting}: {f'{len(self.value)} layers' if layers else ', '.join(self.value)}"
         return f"{self.setting}: {str(self.value).lower() if isinstance(self.value, bool) else self.value}"
 
 
@@ -63,6 +64,8 @@ class TrialVerdict(str, Enum):
     """This host, flavour or graph cannot do it, or not prove it."""
     UNSUPPORTED = "unsupported"
     """The library cannot apply one of its choices, so that it is another point's engine."""
+    UNCHANGED = "unchanged"
+    """Its choices give the graph of another point, which has the same settings: nothing was built."""
     FAILED = "failed"
     """The build, the validation or the timing ended with an error."""
 
@@ -134,8 +137,11 @@ class Trial(StageRecord):
     """Its latencies; none if it was not timed."""
     engine: str = ""
     """Digest of an engine's layers, or of an ONNX file: equal for artifacts that do the same work; empty if unknown."""
+    graph: str = ""
+    """Digest of the ONNX graph that it is made from; empty if there is none."""
     same_as: int | None = None
-    """Number of the earlier trial with the same engine, whose latencies these are; None if it was timed itself."""
+    """Number of the earlier trial with the same engine, whose latencies these are; of one that is `unchanged`, that
+    with the same graph. None if it was timed itself."""
 
     @property
     def passed(self) -> bool:

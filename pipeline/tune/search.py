@@ -191,7 +191,7 @@ class Search:
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
         """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there.
 
-        Nor has it cost the same variant its gate.
+        Nor has it cost the same variant its gate, or left its graph as it was.
         """
         made = {choice.setting for choice in point.choices}
         refused = {
@@ -201,9 +201,25 @@ class Search:
             and (known := self.contender(trial.point))
             and known.kind == kind
         }
-        if item.choice in _spoiling(point.subject, trials):
+        if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
             return False
         return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
+
+    def _idle(self, point: Point, trials: Sequence[Trial]) -> set[Choice]:
+        """Return the choices that have left the graph of a point as it was, whatever the batch range."""
+        by_number = {trial.number: trial for trial in trials}
+        found: set[Choice] = set()
+        for trial in trials:
+            twin = by_number.get(trial.same_as or 0)
+            if trial.verdict is TrialVerdict.UNCHANGED and twin and self._graph(trial.point) == self._graph(point):
+                found |= {*trial.point.choices} - {*twin.point.choices}
+        return found
+
+    def _graph(self, point: Point) -> tuple[object, ...]:
+        """Return what says which graph a point is made from: its backend's and its precision's."""
+        contender = self.contender(point)
+        traits = dict(contender.traits) if contender else {}
+        return traits.get("backend"), traits.get("precision")
 
 
 def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:

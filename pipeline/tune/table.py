@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import shortened
 from model_artifacts.host.terminal import escaped
+from pipeline.tune.finals.snippet import value_of
 from pipeline.tune.records import TrialVerdict
 from pipeline.tune.search import LATENCY
-from pipeline.tune.snippet import value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +57,9 @@ def _judged(item: ScreenedRule) -> str:
     return f"{item.rule:<9} relative L2 {item.distance:.2e}, loss {item.loss:.2%}"
 
 
-def wrapped(text: str) -> list[str]:
-    """Return a text as lines of at most 80 columns, indented below the name of its trial."""
-    return textwrap.wrap(escaped(text), COLUMNS, initial_indent=" " * 5, subsequent_indent=" " * 7)
+def wrapped(text: str, indent: int = 5) -> list[str]:
+    """Return a text as lines of at most 80 columns, indented below the name of its trial, or by another number."""
+    return textwrap.wrap(escaped(text), COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
 
 
 def _values(trial: Trial) -> str:

@@ -10,21 +10,21 @@ from model_artifacts.errors import ArtifactError, UsageError, storage_errors
 from model_artifacts.host.environment import now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
-from pipeline.config.quantization import GROUPS
 from pipeline.config.settings import Executor
-from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import make_key
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.system.locks import working
-from pipeline.tune.finals import Finals
+from pipeline.tune.finals.restarts import Finals
+from pipeline.tune.finals.snippet import file_of, snippet_of
+from pipeline.tune.foresight import foresight_of, left_lines
 from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
 from pipeline.tune.records import Answer, Choice, Point, TuneRecord
 from pipeline.tune.repair import RULE, Ranking, Repair, Screen, promising_rules
+from pipeline.tune.rules import screened_rules
 from pipeline.tune.search import LATENCY, Objective, Search
 from pipeline.tune.setups import Setups
-from pipeline.tune.snippet import file_of, snippet_of
 from pipeline.tune.space import mixed_of, space_of
 from pipeline.tune.table import (
     answer_lines,
@@ -35,9 +35,10 @@ from pipeline.tune.table import (
     summary_line,
     trial_lines,
     unproven_lines,
+    wrapped,
     write,
 )
-from pipeline.tune.trials import VERSION, Trials, Waits, ensure, screened_rules
+from pipeline.tune.trials import VERSION, Trials, Waits, ensure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,23 +115,17 @@ class _Tuning:
 
     def _search(self) -> Search:
         plan = self.project.plan
-        space = space_of(plan, self._groups())
+        foresight = foresight_of(self.project)
+        space = space_of(plan, foresight.refusal, foresight.routes)
+        for line in (*foresight.remarks, *left_lines(space.left)):
+            write(self.stream, *wrapped(line, indent=0))
         wanted = self.wishes.objectives
         kinds = [Objective(LATENCY, batch) for batch in space.batches]
         objectives = [*kinds, Objective("throughput"), Objective("memory")]
         chosen = tuple(item for item in objectives if not wanted or item.kind in wanted)
         restarts = self.project.config.benchmark.restarts
-        return Search(space, chosen, self.wishes.budget_seconds, mixed=mixed_of(plan), final_restarts=restarts)
-
-    def _groups(self) -> tuple[str, ...]:
-        """Return the groups of nodes in the network that Q/DQ pairs could be left out of; none without quantisation."""
-        if not {*self.project.config.precisions} & QUANTIZED_PRECISIONS:
-            return ()
-        from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
-        from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - the same
-
-        model = fp32_of(self.project)
-        return tuple(group for group in GROUPS if members(model, group))
+        mixed = mixed_of(plan, space)
+        return Search(space, chosen, self.wishes.budget_seconds, mixed=mixed, final_restarts=restarts)
 
     def _prepare(self, contenders: Sequence[Contender]) -> None:
         """Make what the points are made from: it is the same for `doit`, and counts for no budget."""

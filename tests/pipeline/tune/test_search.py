@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import RULE, Ranking, Repair, Screen
 from pipeline.tune.search import Objective, Search, best_of, gains_of, ranking_of
-from pipeline.tune.space import Contender, Mixed, Space
+from pipeline.tune.space import Contender, Mixed, Option, Space
 from tests.support.searches import (
     BATCHES,
     LAYERS,
@@ -142,6 +142,25 @@ def test_a_choice_that_cost_the_gate_is_not_added_again() -> None:
     assert search_of().next(trials) == FP16.point.with_choice(LEVEL)
     tried = [trial_of(5, FP16.point.with_choice(LEVEL), 2.0)]
     assert search_of().next([*trials, *tried]) == FP16.point.with_choice(STREAMS)
+
+
+def test_a_choice_that_left_the_graph_as_it_was_is_not_added_to_it_again() -> None:
+    """Whatever the batch range, and whatever other choices there are; another graph may try it."""
+    sums = Choice(setting="quantization.sums", value=False)
+    options = (Option(sums), Option(STREAMS))
+    one, eight, half = (replace(item, options=options) for item in (INT8, contender("int8-b8", 1), FP16))
+    search = search_of(space=Space((one, eight, half), BATCHES))
+    trials = [
+        trial_of(1, one.point, 1.0),
+        trial_of(2, eight.point, 2.0),
+        trial_of(3, half.point, 3.0),
+        trial_of(4, one.point.with_choice(sums), verdict=TrialVerdict.UNCHANGED).model_copy(update={"same_as": 1}),
+    ]
+    assert search.next(trials) == one.point.with_choice(STREAMS)
+    trials[1] = trial_of(2, eight.point, 0.5)
+    assert search.next(trials) == eight.point.with_choice(STREAMS)
+    trials[2] = trial_of(3, half.point, 0.1)
+    assert search.next(trials) == half.point.with_choice(sums)
 
 
 def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:

@@ -10,7 +10,7 @@ import pytest
 from model_artifacts.host.environment import missing_driver
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.tune.finals import Finals
+from pipeline.tune.finals.restarts import Finals
 from pipeline.tune.records import Trial
 from pipeline.tune.setups import Setups
 
