@@ -30,6 +30,10 @@ class Choice(Record):
         return f"{self.setting}: {str(self.value).lower() if isinstance(self.value, bool) else self.value}"
 
 
+STREAM_SETTING = "benchmark.streams"
+"""The one setting of a point that only the timing takes: batches that an engine runs at once."""
+
+
 class Point(Record):
     """Point of the search: a variant of the plan, with choices that its folder's pipeline.yaml makes."""
 
@@ -42,6 +46,19 @@ class Point(Record):
     def text(self) -> str:
         """The variant's name without the model, and its choices."""
         return ", ".join((self.subject.partition("/")[2], *(choice.text for choice in self.choices)))
+
+    @property
+    def built(self) -> Point:
+        """The point without what only its timing takes: that of its trial."""
+        return self.model_copy(
+            update={"choices": tuple(item for item in self.choices if item.setting != STREAM_SETTING)}
+        )
+
+    @property
+    def streams(self) -> int | None:
+        """The number of streams that it is timed with; None is the configuration's."""
+        found = next((item.value for item in self.choices if item.setting == STREAM_SETTING), None)
+        return found if isinstance(found, int) else None
 
     def with_choice(self, choice: Choice) -> Point:
         """Return the point with one more choice, in the order of the settings."""
@@ -164,6 +181,8 @@ class FinalSet(Record):
     """Clock that measured them."""
     rounds_ms: tuple[Milliseconds, ...]
     """Median latency of each round."""
+    streams: PositiveInt | None = None
+    """Number of batches at once, of the clock for several streams."""
 
 
 class FinalRestart(StageRecord):
@@ -202,6 +221,34 @@ class Standing(Record):
     """Its drop."""
     restarts: Count
     """Number of restarts that the interval is of; 0 for memory."""
+    streams: PositiveInt | None = None
+    """Number of batches at once, of a throughput by several streams."""
+
+
+class StreamRate(Record):
+    """Throughput with a number of streams."""
+
+    streams: PositiveInt
+    """Number of batches at once; 1 is one after the other."""
+    batch: PositiveInt
+    """Batch size at which it is best."""
+    rate: Annotated[float, Field(ge=0)]
+    """Images per second."""
+
+
+class Peer(Record):
+    """The best of another backend in the same rounds: a contender that passed its gate, or a baseline without one."""
+
+    subject: str
+    """The variant."""
+    clock: Clock
+    """Clock that compares the two."""
+    ratio: Annotated[float, Field(ge=0)]
+    """How many times as fast the winner is."""
+    least: Annotated[float, Field(ge=0)] | None = None
+    """The least that the intervals of both allow; None after one restart."""
+    most: Annotated[float, Field(ge=0)] | None = None
+    """The most."""
 
 
 class Answer(Record):
@@ -216,6 +263,10 @@ class Answer(Record):
     least_speedup: Annotated[float, Field(ge=0)] | None = None
     """How many times as fast as eager FP32 in the same rounds the winner is at least, by the ends of both intervals;
     None for memory, without eager FP32, or after one restart."""
+    streams: tuple[StreamRate, ...] = ()
+    """The winner's rates with each number of streams that was timed, of a throughput."""
+    peers: tuple[Peer, ...] = ()
+    """The best of each other backend; none for memory."""
     snippet: str = ""
     """File with the pipeline.yaml that rebuilds the winner, below artifacts/."""
 

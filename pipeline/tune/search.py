@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import Backend
-from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
+from pipeline.tune.records import STREAM_SETTING, Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import Repair, Screen, repair_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ _KEPT = 3
 """The share of points that a rung keeps, as a divisor."""
 _LEAST_FINALISTS, _MOST_FINALISTS = 2, 3
 """The finalists of one objective."""
+_STREAMS = (2, 4, 8)
+"""The numbers of streams that the finals try for throughput, …"""
+_STREAMED = 2
+"""… and the finalists that they are tried with."""
 MEMORY = "memory"
 THROUGHPUT = "throughput"
 LATENCY = "latency"
@@ -84,6 +88,8 @@ class Search:
     mixed: Mapping[str, Mixed] = field(default_factory=dict)
     """The quantised variants with layers left in FP16, by the subject of the plain one."""
     final_restarts: int = 3
+    streams: int = 1
+    """The number of streams that screening times an engine with; 1 times none."""
 
     def next(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
         """Return the next move; None if the budget or the points are used up.
@@ -115,12 +121,14 @@ class Search:
 
     def reserve(self, trials: Sequence[Trial]) -> float:
         """Return the seconds that are kept for the finals, by the time that screening took."""
+        entries = len(self.finalists(trials)) + 1 + len(self.stream_points(trials)) + len(self.rivals(trials))
+        wanted = self.final_seconds(trials, entries)
+        return min(wanted, _MOST_RESERVE * self.budget_seconds) if wanted else _RESERVE * self.budget_seconds
+
+    def final_seconds(self, trials: Sequence[Trial], entries: int) -> float:
+        """Return the probable seconds of all restarts of the finals, by the time that screening took; 0 without any."""
         timed = [trial.screening_seconds for trial in trials if trial.passed and trial.same_as is None]
-        if not timed:
-            return _RESERVE * self.budget_seconds
-        contenders = len(self.finalists(trials)) + 1
-        wanted = self.final_restarts * contenders * _FINAL_ROUNDS * fmean(timed)
-        return min(wanted, _MOST_RESERVE * self.budget_seconds)
+        return self.final_restarts * entries * _FINAL_ROUNDS * fmean(timed) if timed else 0.0
 
     def finalists(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials for the finals: the best third of each objective, in the order of the search."""
@@ -131,6 +139,38 @@ class Search:
             number = min(max(-(-len(own) // _KEPT), _LEAST_FINALISTS), _MOST_FINALISTS)
             found |= {trial.number: trial for trial in own[:number]}
         return [found[number] for number in sorted(found)]
+
+    def stream_points(self, trials: Sequence[Trial]) -> list[Point]:
+        """Return the best finalists of throughput with other numbers of streams than they were screened with."""
+        objective = next((item for item in self.objectives if item.kind == THROUGHPUT), None)
+        if objective is None or self.streams == 1:
+            return []
+        own = [
+            trial
+            for trial in ranking_of(objective, trials)
+            if trial.same_as is None and any(item.streams_ms is not None for item in trial.screened)
+        ]
+        numbers = [number for number in _STREAMS if number != self.streams]
+        return [
+            trial.point.with_choice(Choice(setting=STREAM_SETTING, value=number))
+            for trial in own[:_STREAMED]
+            for number in numbers
+        ]
+
+    def rivals(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the best trial of each backend without a finalist: the answers are shown beside these."""
+        there = {self._kind(trial.point) for trial in self.finalists(trials)}
+        found: dict[str, Trial] = {}
+        for objective in self.objectives:
+            for trial in ranking_of(objective, trials):
+                kind = self._kind(trial.point)
+                if objective.kind != MEMORY and kind not in there:
+                    found.setdefault(kind, trial)
+        return list(found.values())
+
+    def _kind(self, point: Point) -> str:
+        contender = self.contender(point)
+        return contender.kind if contender else ""
 
     def _starts(self, trials: Sequence[Trial]) -> list[Point]:
         tried = {trial.point for trial in trials}
@@ -147,12 +187,11 @@ class Search:
 
     def estimate(self, point: Point, trials: Sequence[Trial]) -> float:
         """Return the probable seconds of a trial, by those of its kind; without one a minute for modules, else 0."""
-        contender = self.contender(point)
-        kind = contender.kind if contender else ""
+        kind = self._kind(point)
         like = [
             trial.seconds / self._cost(trial.point)
             for trial in trials
-            if trial.passed and trial.same_as is None and (known := self.contender(trial.point)) and known.kind == kind
+            if trial.passed and trial.same_as is None and self._kind(trial.point) == kind
         ]
         if like:
             return fmean(like) * self._cost(point)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.records import LayerProfile, LayerTime
     from pipeline.tune.explain import LayerFloor
-    from pipeline.tune.records import ScreenedRule, Trial, TuneRecord
+    from pipeline.tune.records import Peer, ScreenedRule, Trial, TuneRecord
     from pipeline.tune.search import Objective
 
 COLUMNS = 80
@@ -101,18 +101,36 @@ def answer_lines(record: TuneRecord) -> list[str]:
         winner = answer.standings[0]
         lines += [f"{answer.objective}:", f"  {winner.point.subject}"]
         lines += [f"    + {choice.text}" for choice in winner.point.choices]
-        by = f", {winner.clock.phrase}" if winner.clock else ""
+        by = f", {winner.clock.phrase}" if winner.clock and not winner.streams else ""
         lines.append(f"    {value_of(answer.objective, winner)}{by}")
         if answer.least_speedup and answer.least_speedup > 1:
             lines.append(f"    at least {answer.least_speedup:.2f} times as fast as eager FP32 in the same rounds")
         elif answer.least_speedup is not None:
             lines.append("    not told apart from eager FP32: the intervals of the two overlap")
+        lines += [line for peer in answer.peers for line in _peer_lines(peer)]
+        if answer.streams:
+            rates = ", ".join(f"{item.streams}: {item.rate:,.0f}" for item in answer.streams)
+            lines += wrapped(f"images/s by the number of streams: {rates}", indent=4)
         if winner.restarts == 1 and len(answer.standings) > 1:
             lines.append("    one restart tells of no tie; a larger --budget takes the others")
         if answer.tied:
             lines.append(f"    {answer.tied} of {len(answer.standings) - 1} others tie: the intervals overlap")
         lines.append(f"    to rebuild it: {answer.snippet}")
     return lines
+
+
+def _peer_lines(peer: Peer) -> list[str]:
+    """Return how many times as fast the winner is as a peer; that the peer is faster, if it is."""
+    name = peer.subject.rpartition("/")[2]
+    if peer.least is None or peer.most is None:
+        text = f"{peer.ratio:.2f} times as fast as {name}, after one restart"
+    elif peer.least > 1:
+        text = f"{peer.ratio:.2f} times as fast as {name} (at least {peer.least:.2f})"
+    elif peer.most < 1:
+        text = f"{name} is faster: at least {1 / peer.most:.2f} times as fast as the winner"
+    else:
+        text = f"not told apart from {name}: the intervals of the two overlap"
+    return wrapped(f"{text}, {peer.clock.phrase}", indent=4)
 
 
 def effect_lines(record: TuneRecord) -> list[str]:

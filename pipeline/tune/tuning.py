@@ -16,10 +16,12 @@ from pipeline.planning.keys import make_key
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.system.locks import working
+from pipeline.tune.finals.entrants import entrants_of
 from pipeline.tune.finals.restarts import Finals
 from pipeline.tune.finals.snippet import file_of, snippet_of
+from pipeline.tune.finals.standings import least_speedup_of, peers_of, rates_of, standings_of, tied
 from pipeline.tune.foresight import foresight_of, left_lines
-from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
+from pipeline.tune.frontier import effects_of, frontier_of
 from pipeline.tune.records import Answer, Choice, Point, TuneRecord
 from pipeline.tune.repair import RULE, Ranking, Repair, Screen, promising_rules
 from pipeline.tune.rules import screened_rules
@@ -98,9 +100,9 @@ class _Tuning:
         if trials:
             write(self.stream, f"going on after {len(trials)} trials of an earlier run")
         search = self._explore(search, store, trials)
-        finals = Finals(setups, tuple(search.finalists(trials)))
+        finals = self._entered(setups, search, trials)
         restarts = self._finals(finals, trials)
-        record = self._record(setups, search, trials, restarts)
+        record = self._record(finals, search, trials, restarts)
         self._show(setups, record, search, trials)
         return record
 
@@ -123,9 +125,15 @@ class _Tuning:
         kinds = [Objective(LATENCY, batch) for batch in space.batches]
         objectives = [*kinds, Objective("throughput"), Objective("memory")]
         chosen = tuple(item for item in objectives if not wanted or item.kind in wanted)
-        restarts = self.project.config.benchmark.restarts
-        mixed = mixed_of(plan, space)
-        return Search(space, chosen, self.wishes.budget_seconds, mixed=mixed, final_restarts=restarts)
+        benchmark = self.project.config.benchmark
+        return Search(
+            space,
+            chosen,
+            self.wishes.budget_seconds,
+            mixed=mixed_of(plan, space),
+            final_restarts=benchmark.restarts,
+            streams=benchmark.streams,
+        )
 
     def _prepare(self, contenders: Sequence[Contender]) -> None:
         """Make what the points are made from: it is the same for `doit`, and counts for no budget."""
@@ -195,6 +203,24 @@ class _Tuning:
         layers = (*found.proposal, *others)[:-1]  # with all of them in FP16 nothing would be quantised
         return Ranking(layers, len(found.proposal))
 
+    def _entered(self, setups: Setups, search: Search, trials: Sequence[Trial]) -> Finals:
+        """Return the finals with all that takes part, whose baselines are built. Say what the budget leaves out."""
+        found, there = entrants_of(search, trials, self.project.plan), list[Point]()
+        for point in found.baselines:
+            place = setups.place(point)
+            try:
+                ensure(place.project, Step("build", point.subject), Waits())
+                artifact = place.project.artifact(place.variant)
+                reason = "" if artifact.outcome is Outcome.DONE else artifact.reason
+            except ArtifactError as exc:  # nothing that answers needs it
+                reason = exc.what
+            there += [] if reason else [point]
+            if reason:
+                write(self.stream, *wrapped(f"no peer: {point.text}: {reason}", indent=0))
+        if found.left:
+            write(self.stream, *wrapped(f"not in the finals for want of time: {', '.join(found.left)}", indent=0))
+        return Finals(setups, tuple(search.finalists(trials)), found._replace(baselines=tuple(there)))
+
     def _finals(self, finals: Finals, trials: Sequence[Trial]) -> list[FinalRestart]:
         """Take the restarts of the finals that the budget allows; the first one always."""
         if not finals.finalists:
@@ -207,15 +233,17 @@ class _Tuning:
                 write(self.stream, f"the budget ends the finals after {len(restarts)} of {wanted} restarts")
                 break
             number = len(restarts) + 1
-            write(self.stream, f"finals, restart {number} of {wanted}: {len(finals.finalists)} finalists in turn")
+            others = len(finals.points) - len(finals.finalists)
+            turn = f"{len(finals.finalists)} finalists and {others} others in turn"
+            write(self.stream, f"finals, restart {number} of {wanted}: {turn}")
             restarts.append(finals.take(number))
             write(self.stream, *(f"  left out: {reason}" for reason in restarts[-1].failures))
         return restarts
 
     def _record(
-        self, setups: Setups, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
+        self, finals: Finals, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
     ) -> TuneRecord:
-        answers = []
+        answers, setups = [], finals.setups
         for old in sorted(self.project.paths.tune.glob("*.yaml")):  # a winner of other gates, perhaps
             with storage_errors(f"deleting {old}"):
                 old.unlink()
@@ -230,6 +258,8 @@ class _Tuning:
                     standings=tuple(standings),
                     tied=tied(standings),
                     least_speedup=least_speedup_of(objective, standings[0], baseline, restarts),
+                    streams=tuple(rates_of(objective, standings[0], restarts)),
+                    peers=tuple(peers_of(objective, standings[0], finals.backends(), restarts)),
                     snippet=name,
                 )
                 write_bytes(path, snippet_of(setups, answer).encode())

@@ -12,7 +12,7 @@ from model_artifacts.records import Clock, Key, Precision
 from pipeline.records import LayerProfile, LayerTime, Outcome
 from pipeline.tune.explain import LayerFloor
 from pipeline.tune.frontier import frontier_of
-from pipeline.tune.records import Answer, Effect, ScreenedRule, Standing, TrialVerdict, TuneRecord
+from pipeline.tune.records import Answer, Effect, Peer, ScreenedRule, Standing, StreamRate, TrialVerdict, TuneRecord
 from pipeline.tune.table import (
     answer_lines,
     effect_lines,
@@ -98,6 +98,39 @@ def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
         "    1 of 1 others tie: the intervals overlap",
         "    to rebuild it: m/tune/x.yaml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        ({"ratio": 2.0, "least": 1.9, "most": 2.1}, "2.00 times as fast as inductor-fp16 (at least 1.90)"),
+        (
+            {"ratio": 1.0, "least": 0.9, "most": 1.1},
+            "not told apart from inductor-fp16: the intervals of the two overlap",
+        ),
+        (
+            {"ratio": 0.5, "least": 0.4, "most": 0.8},
+            "inductor-fp16 is faster: at least 1.25 times as fast as the winner",
+        ),
+        ({"ratio": 2.0}, "2.00 times as fast as inductor-fp16, after one restart"),
+    ],
+    ids=["slower", "alike", "faster", "one restart"],
+)
+def test_a_peer_has_its_ratio(peer: dict[str, float], expected: str) -> None:
+    """A peer that is faster is said to be, and no ratio is claimed that the intervals do not allow."""
+    beside = Peer.model_validate({"subject": "m/gpu/inductor-fp16", "clock": Clock.HOST, **peer})
+    lines = answer_lines(record_of(Answer(objective="latency at batch 1", standings=(STANDING,), peers=(beside,))))
+    assert f" {expected}, by the host's clock " in " ".join(line.strip() for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_rates_have_their_number_of_streams() -> None:
+    """The one that won is in the winner's own line."""
+    rates = tuple(StreamRate(streams=number, batch=64, rate=1000.0 * number) for number in (1, 2, 8))
+    winner = STANDING.model_copy(update={"batch": 64, "clock": Clock.STREAMS, "value": 8000.0, "streams": 8})
+    lines = answer_lines(record_of(Answer(objective="throughput", standings=(winner,), streams=rates)))
+    assert "    images/s by the number of streams: 1: 1,000, 2: 2,000, 8: 8,000" in lines
+    assert "    8,000 images/s (95 %: 0 to 0), batch 64, 8 streams" in lines
 
 
 def test_a_speed_up_that_noise_could_make_is_not_claimed() -> None:
