@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.host.environment import missing_driver
+from model_artifacts.records import Clock
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.tune.finals.entrants import NOTHING_ELSE
@@ -69,3 +70,17 @@ def test_all_that_takes_part_is_in_the_key(searched: Project) -> None:
     assert other.points == (*plain.points[:-1], eight, plain.points[-1])
     assert other.key != plain.key
     assert other.read() == []
+
+
+def test_the_same_artifact_takes_turns_with_itself(searched_folder: Path, tmp_path: Path) -> None:
+    """Each entry has a process of its own. ONNX Runtime has no streams, so that no time is of several."""
+    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
+    plain = finals_of(Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES))
+    eight = plain.points[0].with_choice(Choice(setting=STREAM_SETTING, value=8))
+    finals = Finals(plain.setups, plain.finalists[:1], NOTHING_ELSE._replace(streams=(eight,)))
+    taken = finals.take(1)
+    assert finals.read() == [taken]
+    assert taken.failures == ()
+    assert {(item.finalist, item.clock, item.streams) for item in taken.sets} == {
+        (index, Clock.HOST, None) for index in range(3)
+    }
