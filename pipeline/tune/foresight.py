@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import ArtifactError
@@ -11,21 +12,18 @@ from pipeline.adapters.tensorrt_refusals import build_routes, refusals
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.system.isolation import run_isolated
-from pipeline.tune.space import BUILDER_CHOICES
+from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import onnx
 
-    from model_artifacts.records import EngineFlavour, Gpu, Variant
+    from model_artifacts.records import EngineFlavour, Gpu, Graph, Variant
     from pipeline.config.settings import Config
     from pipeline.planning.plan import Plan
     from pipeline.planning.project import Project
     from pipeline.tune.records import Choice
-
-_BUILDER, _PAIRS = "tensorrt", "quantization"
-"""The sections of choices that are looked into."""
 
 
 class Library(NamedTuple):
@@ -36,38 +34,32 @@ class Library(NamedTuple):
     routes: tuple[str, ...] = ()
     """Its build routes; none if it has none."""
     remark: str = ""
-    """The reason why something of it is unknown; empty if nothing is."""
+    """A line about what is unknown of it, with the reason; empty if nothing is."""
 
 
 class Foresight(NamedTuple):
     """What is known of the choices of a search before it begins."""
 
     plan: Plan
-    model: onnx.ModelProto | None
-    """The FP32 graph; None if nothing is quantised."""
-    libraries: dict[EngineFlavour, Library]
+    pairs: Mapping[tuple[Graph, Choice], str] = MappingProxyType({})
+    """The choices of Q/DQ pairs that move none in a graph, with the reasons."""
+    libraries: Mapping[EngineFlavour, Library] = MappingProxyType({})
+    """What each flavour of TensorRT says of the builder's settings."""
 
     def refusal(self, variant: Variant, choice: Choice) -> str:
         """Return the reason why a variant cannot be given a choice, or would not change by it; empty if it can."""
         if is_own(self.plan.config, choice):
             return "the configuration has it"
-        section, _, name = choice.setting.partition(".")
-        if section == _PAIRS and variant.graph and self.model is not None:
-            from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
-            from pipeline.stages.quantize.placement import moves_pairs  # noqa: PLC0415 - the same
-
-            if not members(self.model, name):
-                return "the network has none"
-            moves = moves_pairs(variant.graph, self.model, name, placed=choice.value is True)
-            return "" if moves else f"{variant.graph.value} stays the same"
-        if section == _BUILDER and variant.backend is Backend.TENSORRT:
+        if variant.graph and (variant.graph, choice) in self.pairs:
+            return self.pairs[variant.graph, choice]
+        if choice in BUILDER_CHOICES and variant.backend is Backend.TENSORRT:
             library = self.libraries.get(self.plan.engine_target(variant).flavour)
             return library.refused.get(choice, "") if library else ""
         return ""
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is unknown of the libraries."""
+        """What is unknown of the libraries, a line each."""
         return tuple(library.remark for library in self.libraries.values() if library.remark)
 
     @property
@@ -78,18 +70,35 @@ class Foresight(NamedTuple):
 
 def foresight_of(project: Project) -> Foresight:
     """Return what is known of the choices of a project's search, whose graphs are made."""
-    plan, model = project.plan, None
+    plan = project.plan
+    pairs: dict[tuple[Graph, Choice], str] = {}
     if {*project.config.precisions} & QUANTIZED_PRECISIONS:
         from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - onnx is slow
 
-        model = fp32_of(project)
+        graphs = {item.graph for item in plan.variants if item.graph and item.precision in QUANTIZED_PRECISIONS}
+        pairs = idle_pairs(fp32_of(project), graphs)
     engines = [item for item in plan.variants if item.backend is Backend.TENSORRT]
     targets = {plan.engine_target(item).flavour: item.target for item in engines}
     libraries = {
         flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
         for flavour, target in targets.items()
     }
-    return Foresight(plan, model, libraries)
+    return Foresight(plan, pairs, libraries)
+
+
+def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
+    """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons."""
+    from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
+    from pipeline.stages.quantize.placement import moves_pairs  # noqa: PLC0415 - the same
+
+    found = {}
+    for choice in PAIR_CHOICES:
+        group = choice.setting.rpartition(".")[2]
+        lacking = not members(model, group)
+        for graph in graphs:
+            if lacking or not moves_pairs(graph, model, group, placed=choice.value is True):
+                found[graph, choice] = "the network has none" if lacking else f"{graph.value} stays the same"
+    return found
 
 
 def is_own(config: Config, choice: Choice) -> bool:
@@ -112,7 +121,7 @@ def library_of(flavour: EngineFlavour, gpu: Gpu | None, choices: Sequence[Choice
     try:
         return run_isolated(_told, flavour, gpu, tuple(choices), rerun=rerun)
     except ArtifactError as exc:  # each trial says it again, with its own reason
-        return Library({}, remark=exc.what)
+        return Library({}, remark=f"what the library cannot apply is found by a build: {exc.what}")
 
 
 def _told(name: EngineFlavour, gpu: Gpu | None, choices: tuple[Choice, ...]) -> Library:
@@ -131,7 +140,7 @@ def _told(name: EngineFlavour, gpu: Gpu | None, choices: tuple[Choice, ...]) -> 
         cuda.use(gpu)
         return Library(refused, build_routes(flavour))
     except ArtifactError as exc:
-        return Library(refused, remark=exc.what)
+        return Library(refused, remark=f"its build routes are not tried: {exc.what}")
 
 
 def left_lines(left: Sequence[tuple[str, str]]) -> list[str]:

@@ -123,7 +123,11 @@ _PAIRS = (
     option("quantization.pools", False),  # noqa: FBT003 - the same
     option("quantization.concats", False),  # noqa: FBT003 - the same
 )
-"""The groups of Q/DQ pairs that int8 could be without, or have more. fp8 has none at its ends by itself."""
+"""The groups of Q/DQ pairs that int8 could be without, or have more."""
+_FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's value
+"""The choice of fp8, which has none at its ends by itself."""
+PAIR_CHOICES = tuple(item.choice for item in (*_PAIRS, _FP8_FIRST))
+"""The choices of groups, of all graphs."""
 
 
 def any_choice(_variant: Variant, _choice: Choice) -> str:
@@ -240,9 +244,8 @@ def _pairs(variant: Variant) -> tuple[Option, ...]:
     """Return the choices of groups of Q/DQ pairs: those that the graph could be without, or have more."""
     if variant.graph not in _MIXED:
         return ()
-    first = option("quantization.first", True)  # noqa: FBT003 - the setting's value
-    fp8 = variant.graph is Graph.FP8
-    return tuple(first if fp8 and item.choice.setting == first.choice.setting else item for item in _PAIRS)
+    fp8, ends = variant.graph is Graph.FP8, _FP8_FIRST.choice.setting
+    return tuple(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
 
 
 def is_of_graph(choice: Choice) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from model_artifacts.records import EngineFlavour, Graph, Host
 from pipeline.planning.plan import Plan
-from pipeline.tune.foresight import Foresight, Library, is_own, left_lines, library_of
+from pipeline.tune.foresight import Foresight, Library, idle_pairs, is_own, left_lines, library_of
 from pipeline.tune.records import Choice
 from pipeline.tune.space import BUILDER_CHOICES
 from tests.support.plans import config_of
@@ -33,7 +33,7 @@ def test_settings_that_the_library_lacks_are_no_choices() -> None:
         choice for choice in BUILDER_CHOICES if choice.setting == STREAMS.setting
     ]
     assert "builds ahead of time" in library.refused[LEVEL]
-    foresight = Foresight(PLAN, None, {EngineFlavour.TENSORRT_RTX: library})
+    foresight = Foresight(PLAN, libraries={EngineFlavour.TENSORRT_RTX: library})
     engine, onnx = variant_of(Graph.FP32, "tensorrt"), variant_of(Graph.FP32, "onnxruntime")
     assert foresight.refusal(engine, LEVEL) == library.refused[LEVEL]
     assert foresight.refusal(engine, STREAMS) == foresight.refusal(onnx, LEVEL) == ""
@@ -43,8 +43,8 @@ def test_a_library_that_is_not_here_refuses_nothing() -> None:
     """Its builds say why they fail."""
     library = library_of(EngineFlavour.TENSORRT, None, BUILDER_CHOICES, "doit tune")
     assert (library.refused, library.routes) == ({}, ())
-    assert "tensorrt is not installed" in library.remark
-    assert Foresight(PLAN, None, {EngineFlavour.TENSORRT: library}).remarks == (library.remark,)
+    assert library.remark.startswith("what the library cannot apply is found by a build: tensorrt is not installed")
+    assert Foresight(PLAN, libraries={EngineFlavour.TENSORRT: library}).remarks == (library.remark,)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_library_that_is_not_here_refuses_nothing() -> None:
 def test_pairs_that_no_setting_moves_are_no_choices(graph: Graph, setting: str, value: object, reason: str) -> None:
     """The residual network has sums and a pool, and no concatenation; fp8 has no pairs at pools."""
     variant = variant_of(Graph.INT8, "tensorrt").model_copy(update={"graph": graph})
-    found = Foresight(PLAN, residual_graph(), {}).refusal(
+    found = Foresight(PLAN, idle_pairs(residual_graph(), [graph])).refusal(
         variant, Choice.model_validate({"setting": setting, "value": value})
     )
     assert found == reason
@@ -83,7 +83,7 @@ def test_what_the_configuration_has_is_no_choice(section: dict[str, object], cho
     assert is_own(config_of(**section), choice)
     assert not is_own(config_of(), choice)
     plan = Plan(config_of(**section), Host())
-    assert Foresight(plan, None, {}).refusal(plan.variants[0], choice) == "the configuration has it"
+    assert Foresight(plan).refusal(plan.variants[0], choice) == "the configuration has it"
 
 
 def test_each_reason_is_told_once() -> None:
@@ -102,4 +102,4 @@ def test_each_reason_is_told_once() -> None:
 def test_routes_of_all_libraries_are_choices() -> None:
     """Those that have any."""
     libraries = {EngineFlavour.TENSORRT: Library({}, ("-a=off",)), EngineFlavour.TENSORRT_RTX: Library({})}
-    assert Foresight(PLAN, None, libraries).routes == ("-a=off",)
+    assert Foresight(PLAN, libraries=libraries).routes == ("-a=off",)
