@@ -28,13 +28,18 @@ VERSION = 1
 """Raise it when the same rules are judged in another way."""
 
 
-def screened_rules(project: Project, graph: Graph) -> tuple[ScreenedRule, ...]:
+def screened_rules(project: Project, graph: Graph, timeout_seconds: float = math.inf) -> tuple[ScreenedRule, ...]:
     """Return the rules for the ranges of a quantised graph, judged without a build, the graph's own first.
 
     They are read from the record of an earlier run where that still holds.
 
+    Args:
+        project: the project.
+        graph: the quantised graph.
+        timeout_seconds: the time limit.
+
     Raises:
-        ArtifactError: the graph cannot be quantised or run, or the record cannot be written.
+        ArtifactError: the graph cannot be quantised or run, or not in time; or the record cannot be written.
     """
     from pipeline.stages.quantize.placing import takes  # noqa: PLC0415 - a repair is rare
     from pipeline.stages.quantize.rules import rule_of  # noqa: PLC0415 - the same
@@ -53,7 +58,7 @@ def screened_rules(project: Project, graph: Graph) -> tuple[ScreenedRule, ...]:
     except RecordError:
         pass  # none yet, or a damaged one
     with working(alone=False):
-        judged = judge_rules(project, graph, rules)
+        judged = judge_rules(project, graph, rules, timeout_seconds)
     return project.write(path, RuleScreening(key=key, built_at=now(), graph=graph, rules=screened_of(judged))).rules
 
 

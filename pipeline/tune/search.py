@@ -90,6 +90,8 @@ class Search:
     final_restarts: int = 3
     streams: int = 1
     """The number of streams that screening times an engine with; 1 times none."""
+    pending_seconds: float = 0.0
+    """The time that was spent on a repair, and is not yet counted with a trial."""
 
     def next(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
         """Return the next move; None if the budget or the points are used up.
@@ -103,7 +105,7 @@ class Search:
         starts = self._starts(trials)
         quick = [point for point in starts if not self._compiles(point)]
         answered = all(best_of(objective, trials) for objective in self.objectives)
-        spent = sum(trial.seconds for trial in trials)
+        spent = self.spent(trials)
         if quick and not (answered and spent >= _STARTS * self.budget_seconds):
             if move := repair_of(trials, self.mixed, self.rules, self.rankings):
                 return move
@@ -117,7 +119,16 @@ class Search:
 
     def seconds_left(self, trials: Sequence[Trial]) -> float:
         """Return the part of the budget that is left for trials: what is not spent, and not kept for the finals."""
-        return self.budget_seconds - sum(trial.seconds for trial in trials) - self.reserve(trials)
+        return self.budget_seconds - self.spent(trials) - self.reserve(trials)
+
+    def spent(self, trials: Sequence[Trial]) -> float:
+        """Return the seconds that were spent so far, but those of the finals."""
+        return sum(trial.seconds for trial in trials) + self.pending_seconds
+
+    def repair_seconds(self, trials: Sequence[Trial]) -> float:
+        """Return the time limit of a look at rules or layers: half of what is left while nothing has passed."""
+        left = self.seconds_left(trials)
+        return left if any(trial.passed for trial in trials) else left / 2
 
     def reserve(self, trials: Sequence[Trial]) -> float:
         """Return the seconds that are kept for the finals, by the time that screening took."""

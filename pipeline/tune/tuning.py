@@ -101,7 +101,7 @@ class _Tuning:
             write(self.stream, f"going on after {len(trials)} trials of an earlier run")
         search = self._explore(search, store, trials)
         finals = self._entered(setups, search, trials)
-        restarts = self._finals(finals, trials)
+        restarts = self._finals(finals, search.spent(trials))
         record = self._record(finals, search, trials, restarts)
         self._show(setups, record, search, trials)
         return record
@@ -152,29 +152,27 @@ class _Tuning:
 
     def _explore(self, search: Search, store: Trials, trials: list[Trial]) -> Search:
         """Make the moves of the search, and append each trial. Return the search with all that it has learnt."""
-        pending = 0.0
         while (move := search.next(trials)) is not None:
-            began = time.monotonic()
+            began, limit = time.monotonic(), search.repair_seconds(trials)
             if isinstance(move, Screen):
-                search = replace(search, rules={**search.rules, move.graph: self._rules(Graph(move.graph))})
-                pending += time.monotonic() - began
+                search = replace(search, rules={**search.rules, move.graph: self._rules(Graph(move.graph), limit)})
+            elif isinstance(move, Repair):
+                ranking = self._ranking(store.setups, move, limit)
+                search = replace(search, rankings={**search.rankings, move: ranking})
+            if not isinstance(move, Point):
+                search = replace(search, pending_seconds=search.pending_seconds + time.monotonic() - began)
                 continue
-            if isinstance(move, Repair):
-                search = replace(search, rankings={**search.rankings, move: self._ranking(store.setups, move)})
-                pending += time.monotonic() - began
-                continue
-            trial = store.make(move, trials, search.seconds_left(trials), pending)
-            pending = 0.0
-            trials.append(trial)
+            trials.append(store.make(move, trials, search.seconds_left(trials), search.pending_seconds))
+            search = replace(search, pending_seconds=0.0)
             frontier = frontier_of(trials, search.objectives)
-            write(self.stream, *trial_lines(trial, frontier, search.seconds_left(trials)))
+            write(self.stream, *trial_lines(trials[-1], frontier, search.seconds_left(trials)))
         return search
 
-    def _rules(self, graph: Graph) -> tuple[str, ...]:
-        """Return the rules for ranges that are worth a build; none if they cannot be judged."""
+    def _rules(self, graph: Graph, seconds: float) -> tuple[str, ...]:
+        """Return the rules for ranges that are worth a build; none if they cannot be judged, or not in time."""
         write(self.stream, f"{graph.value} missed its gate: judging rules for its ranges on calibration images")
         try:
-            screened = screened_rules(self.project, graph)
+            screened = screened_rules(self.project, graph, seconds)
         except ArtifactError as exc:
             write(self.stream, f"  no other ranges of {graph.value}: {exc.what}")
             return ()
@@ -182,8 +180,8 @@ class _Tuning:
         write(self.stream, *rule_lines(screened, promising))
         return promising
 
-    def _ranking(self, setups: Setups, need: Repair) -> Ranking:
-        """Return the layers by their sensitivity; none if they cannot be measured, so that nothing is repaired."""
+    def _ranking(self, setups: Setups, need: Repair, seconds: float) -> Ranking:
+        """Return the layers by their sensitivity; none, so that nothing is repaired, if that fails or takes long."""
         from pipeline.stages.sensitivity.stage import measure_sensitivity  # noqa: PLC0415 - a repair is rare
 
         graph = Graph(need.graph)
@@ -194,7 +192,7 @@ class _Tuning:
             project = setups.project((Choice(setting=RULE, value=need.rule),) if need.rule else ())
             if not is_current(project, step):
                 with working(alone=False):
-                    measure_sensitivity(project, graph)
+                    measure_sensitivity(project, graph, seconds)
             found = project.sensitivity(graph)
         except ArtifactError as exc:
             write(self.stream, f"  no repair of {graph.value}: {exc.what}")
@@ -221,14 +219,14 @@ class _Tuning:
             write(self.stream, *wrapped(f"not in the finals for want of time: {', '.join(found.left)}", indent=0))
         return Finals(setups, tuple(search.finalists(trials)), found._replace(baselines=tuple(there)))
 
-    def _finals(self, finals: Finals, trials: Sequence[Trial]) -> list[FinalRestart]:
-        """Take the restarts of the finals that the budget allows; the first one always."""
+    def _finals(self, finals: Finals, before: float) -> list[FinalRestart]:
+        """Take the restarts of the finals that the budget allows after what was spent before; the first one always."""
         if not finals.finalists:
             return []
         restarts = finals.read()
         wanted = self.project.config.benchmark.restarts
         while len(restarts) < wanted:
-            spent = _spent(trials, restarts)
+            spent = before + sum(restart.seconds for restart in restarts)
             if restarts and spent + restarts[-1].seconds > self.wishes.budget_seconds:
                 write(self.stream, f"the budget ends the finals after {len(restarts)} of {wanted} restarts")
                 break
@@ -269,7 +267,7 @@ class _Tuning:
             key=make_key(tune=VERSION, trials=[trial.key.digest for trial in trials], max_drop=self.wishes.max_drop),
             built_at=now(),
             budget_seconds=self.wishes.budget_seconds,
-            spent_seconds=round(_spent(trials, restarts), 2),
+            spent_seconds=round(search.spent(trials) + sum(restart.seconds for restart in restarts), 2),
             max_drop=self.wishes.max_drop,
             complete=endless.next(trials) is None,
             trials=len(trials),
@@ -310,7 +308,3 @@ class _Tuning:
                 strangers = strangers_of(profile, place.variant.precision)
                 return ["", *floor_lines(profile, floors_of(profile, peak), strangers), ""]
         return []
-
-
-def _spent(trials: Sequence[Trial], restarts: Sequence[FinalRestart]) -> float:
-    return sum(trial.seconds for trial in trials) + sum(restart.seconds for restart in restarts)

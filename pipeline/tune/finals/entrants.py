@@ -55,7 +55,7 @@ def entrants_of(search: Search, trials: Sequence[Trial], plan: Plan) -> Entrants
     count = len(search.finalists(trials)) + 1
     if count == 1:
         return NOTHING_ELSE
-    seconds = search.budget_seconds - sum(trial.seconds for trial in trials)
+    seconds = search.budget_seconds - search.spent(trials)
     taken: list[_Extra] = []
     left: list[str] = []
     for extra in _extras(search, trials, plan):

@@ -41,13 +41,14 @@ def test_only_rules_that_this_onnx_runtime_takes_are_judged(
     """Python 3.10 has no ranges from files: entropy would fail, and no other rule would be judged."""
     judged: list[str] = []
 
-    def judge(_project: Project, _graph: Graph, rules: list[RangeRule]) -> list[JudgedRule]:
+    def judge(_project: Project, _graph: Graph, rules: list[RangeRule], seconds: float) -> list[JudgedRule]:
+        assert seconds == 60.0
         judged.extend(rule.text for rule in rules)
         return [JudgedRule(rule, kept=False, loss=0.0, distance=0.1) for rule in rules]
 
     monkeypatch.setattr("pipeline.stages.quantize.placing.TAKES_RANGES", False)
     monkeypatch.setattr("pipeline.stages.sensitivity.ranges.judge_rules", judge)
-    found = screened_rules(copied_search, Graph.INT8_CPU)
+    found = screened_rules(copied_search, Graph.INT8_CPU, 60.0)
     assert [item.rule for item in found] == judged == ["max", "99.9%", "99.99%", "99.999%"]
 
 

@@ -200,6 +200,16 @@ def test_a_part_of_the_budget_is_kept_for_the_finals() -> None:
     assert search_of(10.0).next(timed) is None
 
 
+def test_a_look_at_rules_or_layers_counts_and_leaves_time_for_others() -> None:
+    """While nothing has passed it has half of what is left: else a repair could leave no answer at all."""
+    search = search_of(100.0)
+    assert search.repair_seconds([]) == 37.5
+    assert replace(search, pending_seconds=25.0).repair_seconds([]) == 25.0
+    passed = [trial_of(1, INT8.point, 1.0, 8.0)]
+    assert search.repair_seconds(passed) == search.seconds_left(passed) == 100.0 - 8.0 - search.reserve(passed)
+    assert replace(search, pending_seconds=90.0).next(passed) is None
+
+
 def mixed_of(*items: Contender) -> dict[str, Mixed]:
     """Return the same variants with layers left in FP16."""
     return {item.subject: Mixed("int8", "int8", contender(f"{item.subject[6:]}-mixed")) for item in items}
