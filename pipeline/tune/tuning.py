@@ -160,7 +160,8 @@ class _Tuning:
                 ranking = self._ranking(store.setups, move, limit)
                 search = replace(search, rankings={**search.rankings, move: ranking})
             if not isinstance(move, Point):
-                search = replace(search, pending_seconds=search.pending_seconds + time.monotonic() - began)
+                took = time.monotonic() - began
+                search = replace(search, pending_seconds=search.pending_seconds + took, cut=search.cut or took >= limit)
                 continue
             trials.append(store.make(move, trials, search.seconds_left(trials), search.pending_seconds))
             search = replace(search, pending_seconds=0.0)
@@ -231,9 +232,7 @@ class _Tuning:
                 write(self.stream, f"the budget ends the finals after {len(restarts)} of {wanted} restarts")
                 break
             number = len(restarts) + 1
-            others = len(finals.points) - len(finals.finalists)
-            turn = f"{len(finals.finalists)} finalists and {others} others in turn"
-            write(self.stream, f"finals, restart {number} of {wanted}: {turn}")
+            write(self.stream, f"finals, restart {number} of {wanted}: {len(finals.points)} take turns")
             restarts.append(finals.take(number))
             write(self.stream, *(f"  left out: {reason}" for reason in restarts[-1].failures))
         return restarts
@@ -269,7 +268,7 @@ class _Tuning:
             budget_seconds=self.wishes.budget_seconds,
             spent_seconds=round(search.spent(trials) + sum(restart.seconds for restart in restarts), 2),
             max_drop=self.wishes.max_drop,
-            complete=endless.next(trials) is None,
+            complete=not search.cut and endless.next(trials) is None,
             trials=len(trials),
             passed=sum(trial.passed for trial in trials),
             answers=tuple(answers),

@@ -17,6 +17,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
 from pipeline.tune.repair import RULE
+from pipeline.tune.search import Search
 from pipeline.tune.tuning import Wishes, tune
 from tests.conftest import REPOSITORY
 from tests.pipeline.tune.conftest import HOUR
@@ -116,6 +117,21 @@ def test_a_drop_that_is_accepted_is_a_bound_of_its_own(searched_folder: Path, tm
     assert (record.passed, record.answers) == (0, ())
     assert "--max-drop accepts" in stream.getvalue()
     assert sorted(project.paths.tune.glob("*.yaml")) == []  # no winner of the former bound is left
+
+
+def test_a_repair_that_the_budget_ends_is_not_the_end(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are tried, the answer is theirs, and the record says that more budget goes on."""
+    tuned = copied_search.paths.tune
+    for path in (tuned / "trials" / "0004.json", *tuned.glob("ranges-*"), *tuned.rglob("*.sensitivity.json")):
+        path.unlink()
+    monkeypatch.setattr(Search, "repair_seconds", lambda _search, _trials: 1e-3)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("memory",)), stream)
+    assert "no other ranges of int8-cpu: no result within the limit of 0.001 s" in stream.getvalue()
+    assert "no repair of int8: no result within the limit of 0.001 s" in stream.getvalue()
+    assert not record.complete
+    assert [standing.point.subject for standing in record.answers[0].standings] == [FP32]
+    assert record_of(copied_search) == record
 
 
 def test_a_configuration_of_a_farm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
