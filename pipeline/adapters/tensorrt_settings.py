@@ -8,6 +8,7 @@ from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import Precision, Setting
 from model_artifacts.tensorrt.specs import tensor_spec
 from pipeline.adapters.tensorrt_libraries import missing_lean_runtime
+from pipeline.adapters.tensorrt_refusals import refusals
 from pipeline.config.tensorrt import HardwareCompatibility, TilingOptimizationLevel
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class BuilderSettings:
         self._config = config
         self._request = request
         self._timings = timings
+        self._refusals = refusals(flavour, request.settings)
         self._recorded: list[Setting] = []
 
     def apply(self) -> tuple[Setting, ...]:
@@ -117,34 +119,32 @@ class BuilderSettings:
 
     def _choices(self) -> None:
         """Set the choices that have a value; without one, the library's default holds."""
-        settings, trt, untuned = self._request.settings, self._trt, self._untuned()
+        settings, trt = self._request.settings, self._trt
         if settings.optimization_level is not None:
-            level = settings.optimization_level
-            self._set("optimization_level", level, untuned, attribute="builder_optimization_level")
+            self._set("optimization_level", settings.optimization_level, attribute="builder_optimization_level")
         if settings.tactic_sources is not None:
             self._tactic_sources([source.name for source in settings.tactic_sources])
         if settings.hardware_compatibility is not HardwareCompatibility.NONE:
             compatibility = settings.hardware_compatibility
-            reason = untuned or self._missing(trt.HardwareCompatibilityLevel, compatibility.name)
-            value = None if reason else getattr(trt.HardwareCompatibilityLevel, compatibility.name)
+            value = getattr(trt.HardwareCompatibilityLevel, compatibility.name, None)
             attribute = "hardware_compatibility_level"
-            self._set("hardware_compatibility", value, reason, attribute=attribute, text=compatibility.value)
+            self._set("hardware_compatibility", value, attribute=attribute, text=compatibility.value)
         if settings.max_num_tactics is not None:
-            self._set("max_num_tactics", settings.max_num_tactics, untuned)
+            self._set("max_num_tactics", settings.max_num_tactics)
         self._tiling()
         if settings.max_aux_streams is not None:
             self._set("max_aux_streams", settings.max_aux_streams)
         if settings.build_route is not None:
-            self._set("build_route", settings.build_route, untuned)
+            self._set("build_route", settings.build_route)
 
     def _tactic_sources(self, names: list[str]) -> None:
-        """Set the libraries and kernels that the builder may use."""
-        trt = self._trt
-        unknown = [name for name in names if not hasattr(trt.TacticSource, name)]
-        reason = self._untuned() or (f"{self._flavour} has no {', '.join(unknown)}" if unknown else "")
-        mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in names if name not in unknown)
-        if not reason and not self._config.set_tactic_sources(mask):
-            reason = f"{self._flavour} refuses this choice"
+        """Set the libraries and kernels that the builder may use, and read them back."""
+        trt, config = self._trt, self._config
+        reason = self._refusals.get("tactic_sources", "")
+        if not reason:
+            mask = sum(1 << int(getattr(trt.TacticSource, name)) for name in names)
+            if not config.set_tactic_sources(mask) or config.get_tactic_sources() != mask:
+                reason = f"{self._flavour} refuses this choice"
         self._record("tactic_sources", ", ".join(names).lower(), reason)
 
     def _tiling(self) -> None:
@@ -153,12 +153,11 @@ class BuilderSettings:
         level, limit = settings.tiling_optimization_level, settings.l2_limit_for_tiling
         tiles = level is not TilingOptimizationLevel.NONE
         if tiles:
-            reason = self._untuned() or self._missing(self._trt, "TilingOptimizationLevel")
-            value = None if reason else getattr(self._trt.TilingOptimizationLevel, level.name)
-            self._set("tiling_optimization_level", value, reason, text=level.value)
+            levels = getattr(self._trt, "TilingOptimizationLevel", None)
+            self._set("tiling_optimization_level", getattr(levels, level.name, None), text=level.value)
         if limit is not None:
             unused = "" if tiles else "nothing is tiled, because tiling_optimization_level is none"
-            self._set("l2_limit_for_tiling", limit, self._untuned() or unused)
+            self._set("l2_limit_for_tiling", limit, unused)
 
     def _set(self, name: str, value: object, refusal: str = "", *, attribute: str = "", text: str = "") -> None:
         """Set an attribute of the configuration, and record it: as unsupported if the library does not keep the value.
@@ -168,12 +167,12 @@ class BuilderSettings:
         Args:
             name: the setting's name.
             value: the value in the library's type.
-            refusal: the reason not to try; empty to try.
+            refusal: the reason not to try, beside what the library is known to lack; empty to try.
             attribute: the attribute's name; by default the setting's.
             text: the recorded value; by default the value itself.
         """
         attribute = attribute or name
-        reason = refusal or self._missing(self._config, attribute)
+        reason = self._refusals.get(name, refusal)
         if not reason:
             setattr(self._config, attribute, value)
             if getattr(self._config, attribute) != value:
@@ -185,17 +184,17 @@ class BuilderSettings:
         settings = self._request.settings
         on_gpu = "" if self._request.gpu else f"{self._flavour} needs a GPU for it"
         flags = (
-            ("version_compatible", settings.version_compatible, self._untuned()),
+            ("version_compatible", settings.version_compatible, ""),
             ("refit", settings.refit, on_gpu),
             ("strip_plan", settings.strip_plan, on_gpu),
-            ("sparse_weights", settings.sparse_weights, self._untuned()),
-            ("strict_nans", settings.strict_nans, self._untuned()),
+            ("sparse_weights", settings.sparse_weights, ""),
+            ("strict_nans", settings.strict_nans, ""),
             ("weight_streaming", settings.weight_streaming, ""),
         )
         for name, on, reason in flags:
             if not on:
                 continue
-            refusal = reason or self._missing(self._trt.BuilderFlag, name.upper())
+            refusal = reason or self._refusals.get(name, "")
             if not refusal:
                 self._config.set_flag(getattr(self._trt.BuilderFlag, name.upper()))
             self._record(name, "on", refusal)
@@ -220,7 +219,7 @@ class BuilderSettings:
             self._record("timing_cache", "off")
             return
         if not self._flavour.tunes:
-            self._record("timing_cache", "on", self._untuned())
+            self._record("timing_cache", "on", f"{self._flavour} builds ahead of time, and has no use for it")
             return
         cache = self._config.create_timing_cache(self._timings)
         if not self._config.set_timing_cache(cache, False):  # noqa: FBT003 - ignore_mismatch
@@ -229,14 +228,6 @@ class BuilderSettings:
             self._record("timing_cache", "from the start", "the stored one is for another version or GPU")
             return
         self._record("timing_cache", "continued" if self._timings else "from the start")
-
-    def _untuned(self) -> str:
-        """Return the refusal of settings that only concern tuning; empty if the flavour tunes."""
-        return "" if self._flavour.tunes else f"{self._flavour} builds ahead of time, and has no use for it"
-
-    def _missing(self, owner: object, name: str) -> str:
-        """Return the refusal of a name that the flavour lacks; empty if it has the name."""
-        return "" if hasattr(owner, name) else f"{self._flavour} has no {name}"
 
 
 def keeps_timings(flavour: Flavour, request: EngineRequest) -> bool:

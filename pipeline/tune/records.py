@@ -19,14 +19,19 @@ class Choice(Record):
     setting: str
     """Its keys, joined by dots, such as `tensorrt.optimization_level`."""
     value: bool | int | str | tuple[str, ...]
-    """Its value; a list of layers for `leave_unquantized`."""
+    """Its value; a list of layers for `leave_unquantized`, and one of names for `tensorrt.tactic_sources`."""
 
     @property
     def text(self) -> str:
-        """The choice as a line: `tensorrt.optimization_level: 5`; of a list, the number of its layers."""
+        """The choice as a line: `tensorrt.optimization_level: 5`; of a list of layers, their number."""
         if isinstance(self.value, tuple):
-            return f"{self.setting}: {len(self.value)} layers"
+            layers = self.setting.startswith("leave_unquantized.")
+            return f"{self.setting}: {f'{len(self.value)} layers' if layers else ', '.join(self.value)}"
         return f"{self.setting}: {str(self.value).lower() if isinstance(self.value, bool) else self.value}"
+
+
+STREAM_SETTING = "benchmark.streams"
+"""The one setting of a point that only the timing takes: batches that an engine runs at once."""
 
 
 class Point(Record):
@@ -42,6 +47,28 @@ class Point(Record):
         """The variant's name without the model, and its choices."""
         return ", ".join((self.subject.partition("/")[2], *(choice.text for choice in self.choices)))
 
+    @property
+    def built(self) -> Point:
+        """The point without what only its timing takes: that of its trial."""
+        return self.model_copy(
+            update={"choices": tuple(item for item in self.choices if item.setting != STREAM_SETTING)}
+        )
+
+    @property
+    def streams(self) -> int | None:
+        """The number of streams that it is timed with; None is the configuration's."""
+        found = next((item.value for item in self.choices if item.setting == STREAM_SETTING), None)
+        return found if isinstance(found, int) else None
+
+    def with_choice(self, choice: Choice) -> Point:
+        """Return the point with one more choice, in the order of the settings."""
+        choices = sorted((*self.choices, choice), key=lambda item: item.setting)
+        return self.model_copy(update={"choices": tuple(choices)})
+
+    def without_choice(self, choice: Choice) -> Point:
+        """Return the point without one of its choices."""
+        return self.model_copy(update={"choices": tuple(item for item in self.choices if item != choice)})
+
 
 class TrialVerdict(str, Enum):
     """End of a trial."""
@@ -54,6 +81,8 @@ class TrialVerdict(str, Enum):
     """This host, flavour or graph cannot do it, or not prove it."""
     UNSUPPORTED = "unsupported"
     """The library cannot apply one of its choices, so that it is another point's engine."""
+    UNCHANGED = "unchanged"
+    """Its choices give the graph of another point, which has the same settings: nothing was built."""
     FAILED = "failed"
     """The build, the validation or the timing ended with an error."""
 
@@ -117,14 +146,19 @@ class Trial(StageRecord):
     """The part of them that the timing took."""
     drop: float | None = None
     """Answers lost, minus those won, per sample; of tensors the relative L2 distance. None if it was not validated."""
+    relative_l2: Annotated[float, Field(ge=0)] | None = None
+    """Relative L2 distance to FP32's outputs; None if it was not validated."""
     memory_bytes: Count | None = None
     """GPU memory that it took; on a processor the size of its file. None if it was not timed."""
     screened: tuple[ScreenedBatch, ...] = ()
     """Its latencies; none if it was not timed."""
     engine: str = ""
     """Digest of an engine's layers, or of an ONNX file: equal for artifacts that do the same work; empty if unknown."""
+    graph: str = ""
+    """Digest of the ONNX graph that it is made from; empty if there is none."""
     same_as: int | None = None
-    """Number of the earlier trial with the same engine, whose latencies these are; None if it was timed itself."""
+    """Number of the earlier trial with the same engine, whose latencies these are; of one that is `unchanged`, that
+    with the same graph. None if it was timed itself."""
 
     @property
     def passed(self) -> bool:
@@ -147,6 +181,8 @@ class FinalSet(Record):
     """Clock that measured them."""
     rounds_ms: tuple[Milliseconds, ...]
     """Median latency of each round."""
+    streams: PositiveInt | None = None
+    """Number of batches at once, of the clock for several streams."""
 
 
 class FinalRestart(StageRecord):
@@ -185,6 +221,34 @@ class Standing(Record):
     """Its drop."""
     restarts: Count
     """Number of restarts that the interval is of; 0 for memory."""
+    streams: PositiveInt | None = None
+    """Number of batches at once, of a throughput by several streams."""
+
+
+class StreamRate(Record):
+    """Throughput with a number of streams."""
+
+    streams: PositiveInt
+    """Number of batches at once; 1 is one after the other."""
+    batch: PositiveInt
+    """Batch size at which it is best."""
+    rate: Annotated[float, Field(ge=0)]
+    """Images per second."""
+
+
+class Peer(Record):
+    """The best of another backend in the same rounds: a contender that passed its gate, or a baseline without one."""
+
+    subject: str
+    """The variant."""
+    clock: Clock
+    """Clock that compares the two."""
+    ratio: Annotated[float, Field(ge=0)]
+    """How many times as fast the winner is."""
+    least: Annotated[float, Field(ge=0)] | None = None
+    """The least that the intervals of both allow; None after one restart."""
+    most: Annotated[float, Field(ge=0)] | None = None
+    """The most."""
 
 
 class Answer(Record):
@@ -199,6 +263,10 @@ class Answer(Record):
     least_speedup: Annotated[float, Field(ge=0)] | None = None
     """How many times as fast as eager FP32 in the same rounds the winner is at least, by the ends of both intervals;
     None for memory, without eager FP32, or after one restart."""
+    streams: tuple[StreamRate, ...] = ()
+    """The winner's rates with each number of streams that was timed, of a throughput."""
+    peers: tuple[Peer, ...] = ()
+    """The best of each other backend; none for memory."""
     snippet: str = ""
     """File with the pipeline.yaml that rebuilds the winner, below artifacts/."""
 

@@ -13,12 +13,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import Backend
-from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
-from pipeline.tune.repair import next_count, next_rule
+from pipeline.tune.records import STREAM_SETTING, Choice, Point, Trial, TrialVerdict
+from pipeline.tune.repair import Repair, Screen, repair_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pipeline.tune.repair import Ranking
     from pipeline.tune.space import Contender, Mixed, Option, Space
 
 _STARTS = 0.5
@@ -38,11 +39,13 @@ _KEPT = 3
 """The share of points that a rung keeps, as a divisor."""
 _LEAST_FINALISTS, _MOST_FINALISTS = 2, 3
 """The finalists of one objective."""
+_STREAMS = (2, 4, 8)
+"""The numbers of streams that the finals try for throughput, …"""
+_STREAMED = 2
+"""… and the finalists that they are tried with."""
 MEMORY = "memory"
 THROUGHPUT = "throughput"
 LATENCY = "latency"
-RULE = "quantization.calibration"
-"""The setting of the rule for the ranges of activations."""
 OBJECTIVES = (LATENCY, THROUGHPUT, MEMORY)
 
 
@@ -71,29 +74,6 @@ class Objective(NamedTuple):
         return screened.p50_ms if screened else None
 
 
-class Ranking(NamedTuple):
-    """Layers by their sensitivity to a precision, from `doit sensitivity`."""
-
-    layers: tuple[str, ...]
-    """All of them, the most sensitive first."""
-    proposed: int
-    """The number of them that keep the gate if they stay in FP16, on calibration images."""
-
-
-class Screen(NamedTuple):
-    """A move that needs the rules for ranges, judged without a build, before it can be made."""
-
-    graph: str
-    """The quantised graph: `int8`, `int8-cpu` or `fp8`."""
-
-
-class Repair(NamedTuple):
-    """A move that needs the layers' sensitivities before it can be made."""
-
-    graph: str
-    """The quantised graph: `int8` or `fp8`."""
-
-
 @dataclass(frozen=True)
 class Search:
     """A search with its limits."""
@@ -101,13 +81,19 @@ class Search:
     space: Space
     objectives: tuple[Objective, ...]
     budget_seconds: float
-    rankings: Mapping[str, Ranking] = field(default_factory=dict)
-    """The layers by their sensitivity, by quantised graph, as far as they were measured."""
+    rankings: Mapping[Repair, Ranking] = field(default_factory=dict)
+    """The layers by their sensitivity, as far as they were measured."""
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The rules for ranges that are worth a build, by quantised graph, as far as they were judged."""
     mixed: Mapping[str, Mixed] = field(default_factory=dict)
     """The quantised variants with layers left in FP16, by the subject of the plain one."""
     final_restarts: int = 3
+    streams: int = 1
+    """The number of streams that screening times an engine with; 1 times none."""
+    pending_seconds: float = 0.0
+    """The time that was spent on a repair, and is not yet counted with a trial."""
+    cut: bool = False
+    """True if the budget has ended a look at rules or layers, so that a larger one would go on there."""
 
     def next(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
         """Return the next move; None if the budget or the points are used up.
@@ -121,13 +107,13 @@ class Search:
         starts = self._starts(trials)
         quick = [point for point in starts if not self._compiles(point)]
         answered = all(best_of(objective, trials) for objective in self.objectives)
-        spent = sum(trial.seconds for trial in trials)
+        spent = self.spent(trials)
         if quick and not (answered and spent >= _STARTS * self.budget_seconds):
-            if move := self._repair(trials):
+            if move := repair_of(trials, self.mixed, self.rules, self.rankings):
                 return move
             if point := self._affordable(quick, trials, left):
                 return point
-        moves = [self._repair(trials), *self._improvements(trials)]
+        moves = [repair_of(trials, self.mixed, self.rules, self.rankings), *self._improvements(trials)]
         found = next((move for move in moves if isinstance(move, (Repair, Screen))), None)
         points = [move for move in moves if isinstance(move, Point)]
         is_turn = len(trials) % _TURN == _TURN - 1
@@ -135,16 +121,27 @@ class Search:
 
     def seconds_left(self, trials: Sequence[Trial]) -> float:
         """Return the part of the budget that is left for trials: what is not spent, and not kept for the finals."""
-        return self.budget_seconds - sum(trial.seconds for trial in trials) - self.reserve(trials)
+        return self.budget_seconds - self.spent(trials) - self.reserve(trials)
+
+    def spent(self, trials: Sequence[Trial]) -> float:
+        """Return the seconds that were spent so far, but those of the finals."""
+        return sum(trial.seconds for trial in trials) + self.pending_seconds
+
+    def repair_seconds(self, trials: Sequence[Trial]) -> float:
+        """Return the time limit of a look at rules or layers: half of what is left while nothing has passed."""
+        left = self.seconds_left(trials)
+        return left if any(trial.passed for trial in trials) else left / 2
 
     def reserve(self, trials: Sequence[Trial]) -> float:
         """Return the seconds that are kept for the finals, by the time that screening took."""
+        entries = len(self.finalists(trials)) + 1 + len(self.stream_points(trials)) + len(self.rivals(trials))
+        wanted = self.final_seconds(trials, entries)
+        return min(wanted, _MOST_RESERVE * self.budget_seconds) if wanted else _RESERVE * self.budget_seconds
+
+    def final_seconds(self, trials: Sequence[Trial], entries: int) -> float:
+        """Return the probable seconds of all restarts of the finals, by the time that screening took; 0 without any."""
         timed = [trial.screening_seconds for trial in trials if trial.passed and trial.same_as is None]
-        if not timed:
-            return _RESERVE * self.budget_seconds
-        contenders = len(self.finalists(trials)) + 1
-        wanted = self.final_restarts * contenders * _FINAL_ROUNDS * fmean(timed)
-        return min(wanted, _MOST_RESERVE * self.budget_seconds)
+        return self.final_restarts * entries * _FINAL_ROUNDS * fmean(timed) if timed else 0.0
 
     def finalists(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials for the finals: the best third of each objective, in the order of the search."""
@@ -155,6 +152,38 @@ class Search:
             number = min(max(-(-len(own) // _KEPT), _LEAST_FINALISTS), _MOST_FINALISTS)
             found |= {trial.number: trial for trial in own[:number]}
         return [found[number] for number in sorted(found)]
+
+    def stream_points(self, trials: Sequence[Trial]) -> list[Point]:
+        """Return the best finalists of throughput with other numbers of streams than they were screened with."""
+        objective = next((item for item in self.objectives if item.kind == THROUGHPUT), None)
+        if objective is None or self.streams == 1:
+            return []
+        own = [
+            trial
+            for trial in ranking_of(objective, trials)
+            if trial.same_as is None and any(item.streams_ms is not None for item in trial.screened)
+        ]
+        numbers = [number for number in _STREAMS if number != self.streams]
+        return [
+            trial.point.with_choice(Choice(setting=STREAM_SETTING, value=number))
+            for trial in own[:_STREAMED]
+            for number in numbers
+        ]
+
+    def rivals(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the best trial of each backend without a finalist: the answers are shown beside these."""
+        there = {self._kind(trial.point) for trial in self.finalists(trials)}
+        found: dict[str, Trial] = {}
+        for objective in self.objectives:
+            for trial in ranking_of(objective, trials):
+                kind = self._kind(trial.point)
+                if objective.kind != MEMORY and kind not in there:
+                    found.setdefault(kind, trial)
+        return list(found.values())
+
+    def _kind(self, point: Point) -> str:
+        contender = self.contender(point)
+        return contender.kind if contender else ""
 
     def _starts(self, trials: Sequence[Trial]) -> list[Point]:
         tried = {trial.point for trial in trials}
@@ -171,12 +200,11 @@ class Search:
 
     def estimate(self, point: Point, trials: Sequence[Trial]) -> float:
         """Return the probable seconds of a trial, by those of its kind; without one a minute for modules, else 0."""
-        contender = self.contender(point)
-        kind = contender.kind if contender else ""
+        kind = self._kind(point)
         like = [
             trial.seconds / self._cost(trial.point)
             for trial in trials
-            if trial.passed and trial.same_as is None and (known := self.contender(trial.point)) and known.kind == kind
+            if trial.passed and trial.same_as is None and self._kind(trial.point) == kind
         ]
         if like:
             return fmean(like) * self._cost(point)
@@ -205,7 +233,7 @@ class Search:
             fitting = [item for item in contender.options if self._fits(item, best.point, contender.kind, trials)]
             gains = gains_of(objective, trials)
             ordered = sorted(fitting, key=lambda item: gains.get(item.choice, 1.0))
-            points = [with_choice(best.point, item.choice) for item in ordered]
+            points = [best.point.with_choice(item.choice) for item in ordered]
             found.append([point for point in points if point not in tried])
         turn = len(trials) % max(len(found), 1)
         turns = [*found[turn:], *found[:turn]]
@@ -215,7 +243,7 @@ class Search:
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
         """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there.
 
-        Nor has it cost the same variant its gate.
+        Nor has it cost the same variant its gate, or left its graph as it was.
         """
         made = {choice.setting for choice in point.choices}
         refused = {
@@ -225,50 +253,25 @@ class Search:
             and (known := self.contender(trial.point))
             and known.kind == kind
         }
-        if item.choice in _spoiling(point.subject, trials):
+        if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
             return False
         return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
 
-    def _repair(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
-        """Return the repair of a quantised variant that missed its gate; None if there is none to make.
-
-        Another rule for its ranges comes first, which costs no speed; then the fewest layers in FP16.
-        """
+    def _idle(self, point: Point, trials: Sequence[Trial]) -> set[Choice]:
+        """Return the choices that have left the graph of a point as it was, whatever the batch range."""
+        by_number = {trial.number: trial for trial in trials}
+        found: set[Choice] = set()
         for trial in trials:
-            if trial.verdict is not TrialVerdict.REJECTED or trial.point.choices:
-                continue
-            if trial.point.subject not in self.mixed:
-                continue
-            graph, ranked, contender = self.mixed[trial.point.subject]
-            verdicts = _verdicts(RULE, trial.point.subject, trials)
-            if any(verdicts.values()):
-                continue
-            if graph not in self.rules:
-                return Screen(graph)
-            if rule := next_rule(self.rules[graph], verdicts):
-                return with_choice(trial.point, Choice(setting=RULE, value=rule))
-            ranking = self.rankings.get(ranked)
-            if ranking is None:
-                return Repair(ranked)
-            setting = f"leave_unquantized.{ranked}"
-            counts = _counts(setting, contender.subject, trials)
-            count = next_count(len(ranking.layers), self._proposed(setting, ranking, trials), counts)
-            if count is not None:
-                choice = Choice(setting=setting, value=ranking.layers[:count])
-                return Point(subject=contender.subject, choices=(choice,))
-        return None
+            twin = by_number.get(trial.same_as or 0)
+            if trial.verdict is TrialVerdict.UNCHANGED and twin and self._graph(trial.point) == self._graph(point):
+                found |= {*trial.point.choices} - {*twin.point.choices}
+        return found
 
-    @staticmethod
-    def _proposed(setting: str, ranking: Ranking, trials: Sequence[Trial]) -> int:
-        """Return the number of layers to begin with: the fewest that passed for another batch range, if any did."""
-        passed = [
-            len(choice.value)
-            for trial in trials
-            if trial.passed
-            for choice in trial.point.choices
-            if choice.setting == setting and isinstance(choice.value, tuple)
-        ]
-        return min(passed, default=ranking.proposed)
+    def _graph(self, point: Point) -> tuple[object, ...]:
+        """Return what says which graph a point is made from: its backend's and its precision's."""
+        contender = self.contender(point)
+        traits = dict(contender.traits) if contender else {}
+        return traits.get("backend"), traits.get("precision")
 
 
 def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
@@ -280,41 +283,8 @@ def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
         for trial in own
         if trial.verdict is TrialVerdict.REJECTED
         for choice in trial.point.choices
-        if without_choice(trial.point, choice) in kept
+        if trial.point.without_choice(choice) in kept
     }
-
-
-def _verdicts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[str, bool]:
-    """Return the values of a setting that were tried alone for a variant, and whether each passed."""
-    return {
-        choice.value: trial.passed
-        for trial in trials
-        if trial.point.subject == subject and len(trial.point.choices) == 1
-        for choice in trial.point.choices
-        if choice.setting == setting and isinstance(choice.value, str)
-    }
-
-
-def _counts(setting: str, subject: str, trials: Sequence[Trial]) -> dict[int, bool]:
-    """Return the numbers of layers left in FP16 that were tried for a variant, and whether each passed."""
-    return {
-        len(choice.value): trial.passed
-        for trial in trials
-        if trial.point.subject == subject and len(trial.point.choices) == 1
-        for choice in trial.point.choices
-        if choice.setting == setting and isinstance(choice.value, tuple)
-    }
-
-
-def with_choice(point: Point, choice: Choice) -> Point:
-    """Return a point with one more choice, in the order of the settings."""
-    choices = sorted((*point.choices, choice), key=lambda item: item.setting)
-    return point.model_copy(update={"choices": tuple(choices)})
-
-
-def without_choice(point: Point, choice: Choice) -> Point:
-    """Return a point without one of its choices."""
-    return point.model_copy(update={"choices": tuple(item for item in point.choices if item != choice)})
 
 
 def ranking_of(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
@@ -334,7 +304,7 @@ def gains_of(objective: Objective, trials: Sequence[Trial]) -> dict[Choice, floa
     ratios: dict[Choice, list[float]] = {}
     for point, score in scores.items():
         for choice in point.choices:
-            before = scores.get(without_choice(point, choice))
+            before = scores.get(point.without_choice(choice))
             if before:
                 ratios.setdefault(choice, []).append(score / before)
     return {choice: fmean(values) for choice, values in ratios.items()}

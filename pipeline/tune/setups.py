@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,7 +66,11 @@ class Setups:
             StorageError: the folder cannot be written.
             UsageError: the plan has no such variant.
         """
-        project = self.project(point.choices)
+        project = self.project(point.built.choices)
+        if point.streams:  # no other folder: nothing that is built changes by it
+            benchmark = project.config.benchmark.model_copy(update={"streams": point.streams})
+            config = project.config.model_copy(update={"benchmark": benchmark})
+            project = replace(project, plan=replace(project.plan, config=config))
         return Place(project, project.plan.variant(point.subject))
 
     def baseline(self, point: Point) -> str | None:

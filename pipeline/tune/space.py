@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour, Graph, Precision
 from pipeline.tune.records import Choice, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from model_artifacts.records import Variant
     from pipeline.planning.plan import Plan
+
+    Refusal = Callable[[Variant, Choice], str]
 
 
 class Option(NamedTuple):
@@ -55,6 +57,8 @@ class Space:
     contenders: tuple[Contender, ...]
     batches: tuple[int, ...]
     """The timed batch sizes, smallest first."""
+    left: tuple[tuple[str, str], ...] = ()
+    """The choices that are none here, each with the reason: known before anything is built."""
 
     def contender(self, point: Point) -> Contender | None:
         """Return the contender of a point; None for a point that another plan has."""
@@ -83,7 +87,7 @@ _BY_BACKEND = (
 """The prior: engines first; baselines, which are never deployed, are no contenders."""
 
 
-def option(setting: str, value: bool | int | str, cost: float = 1.0, needs: str = "") -> Option:  # noqa: FBT001 - data
+def option(setting: str, value: bool | int | str | tuple[str, ...], cost: float = 1.0, needs: str = "") -> Option:  # noqa: FBT001 - data
     """Return an option of a setting."""
     return Option(Choice(setting=setting, value=value), cost, needs)
 
@@ -97,10 +101,15 @@ _ENGINE = (
     option("tensorrt.l2_limit_for_tiling", "16MiB", needs="tensorrt.tiling_optimization_level"),
     option("tensorrt.sparse_weights", True),  # noqa: FBT003 - the setting's value
     option("tensorrt.max_aux_streams", 4),
+    option("tensorrt.tactic_sources", ("cublas", "cublas_lt", "edge_mask_convolutions", "jit_convolutions"), 1.5),
+    option("tensorrt.max_num_tactics", 512, 2.0),
 )
-"""The settings of TensorRT's builder, by what they have given here so far; docs/tune.md names those left out."""
+"""The settings of TensorRT's builder, by what they have given here so far. The sources are its own and the libraries
+that TensorRT 10 has left out by itself since it calls them deprecated."""
 _RTX = (option("tensorrt.max_aux_streams", 0),)
 """The one of these that TensorRT-RTX applies: the others are tactics, which it does not time."""
+BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})
+"""The choices of the builder's settings, of all flavours."""
 _MODULE = (
     option("torch_tensorrt.optimization_level", 5, 3.0),
     option("torch_tensorrt.min_block_size", 1),
@@ -114,21 +123,36 @@ _PAIRS = (
     option("quantization.pools", False),  # noqa: FBT003 - the same
     option("quantization.concats", False),  # noqa: FBT003 - the same
 )
-"""The groups of Q/DQ pairs that int8 could be without, or have more. fp8 has none at its ends by itself."""
+"""The groups of Q/DQ pairs that int8 could be without, or have more."""
+_FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's value
+"""The choice of fp8, which has none at its ends by itself."""
+PAIR_CHOICES = tuple(item.choice for item in (*_PAIRS, _FP8_FIRST))
+"""The choices of groups, of all graphs."""
 
 
-def space_of(plan: Plan, groups: Collection[str] = ()) -> Space:
+def any_choice(_variant: Variant, _choice: Choice) -> str:
+    """Return no reason against any choice."""
+    return ""
+
+
+def space_of(plan: Plan, refusal: Refusal = any_choice, routes: Collection[str] = ()) -> Space:
     """Return the space of a plan: the variants for this host's GPU, or for its processor.
 
     On a host without a GPU engines that are built ahead of time are points, too: they are built, and end as skipped.
 
     Args:
         plan: the plan.
-        groups: the groups of nodes in the network whose Q/DQ pairs are choices.
+        refusal: returns the reason why a variant cannot be given a choice, or would not change by it; empty if it can.
+        routes: the build routes of the library, each a value of `tensorrt.build_route`.
     """
-    found = [variant for variant in plan.variants if _is_point(plan, variant)]
-    contenders = (_contender(plan, item, groups) for item in found)
-    return Space(tuple(sorted(contenders, key=_prior)), plan.config.timed_batches)
+    contenders, left = [], dict[tuple[str, str], None]()
+    for variant in plan.variants:
+        if _is_point(plan, variant):
+            found = _contender(plan, variant, routes)
+            reasons = {item: refusal(variant, item.choice) for item in found.options}
+            contenders.append(replace(found, options=tuple(item for item in found.options if not reasons[item])))
+            left |= {(item.choice.text, reason): None for item, reason in reasons.items() if reason}
+    return Space(tuple(sorted(contenders, key=_prior)), plan.config.timed_batches, tuple(left))
 
 
 _MIXED = {Graph.INT8: Graph.INT8_MIXED, Graph.INT8_CPU: Graph.INT8_MIXED_CPU, Graph.FP8: Graph.FP8_MIXED}
@@ -146,16 +170,20 @@ class Mixed(NamedTuple):
     """The variant with layers left in FP16."""
 
 
-def mixed_of(plan: Plan) -> dict[str, Mixed]:
-    """Return each quantised point with layers left in FP16, by the subject of the plain one.
+def mixed_of(plan: Plan, space: Space) -> dict[str, Mixed]:
+    """Return each quantised point with layers left in FP16, by the subject of the plain one, whose choices it has.
 
-    Only the plan of a point's own folder has that variant: `leave_unquantized` is a choice of it.
+    Those of Q/DQ pairs are none of it. Only the plan of a point's own folder has that variant: `leave_unquantized` is a
+    choice of it.
     """
     found = {}
     for variant in plan.variants:
         if variant.graph in _MIXED and _is_point(plan, variant):
             mixed = variant.model_copy(update={"graph": _MIXED[variant.graph]})
-            found[variant.id] = Mixed(variant.graph.value, variant.precision.value, _contender(plan, mixed, ()))
+            plain = space.contender(Point(subject=variant.id))
+            options = tuple(item for item in plain.options if not is_of_graph(item.choice)) if plain else ()
+            contender = replace(_contender(plan, mixed), options=options)
+            found[variant.id] = Mixed(variant.graph.value, variant.precision.value, contender)
     return found
 
 
@@ -172,7 +200,7 @@ def _is_point(plan: Plan, variant: Variant) -> bool:
     return variant.target == CPU_TARGET or variant.backend is Backend.TENSORRT
 
 
-def _contender(plan: Plan, variant: Variant, groups: Collection[str]) -> Contender:
+def _contender(plan: Plan, variant: Variant, routes: Collection[str] = ()) -> Contender:
     batches = tuple(
         batch for batch in plan.config.timed_batches if variant.profile is None or variant.profile.takes(batch)
     )
@@ -181,7 +209,7 @@ def _contender(plan: Plan, variant: Variant, groups: Collection[str]) -> Contend
         kind=variant.backend.value,
         batches=batches,
         prior=_place(plan, variant),
-        options=(*_options(plan, variant), *_pairs(variant, groups)),
+        options=(*_options(plan, variant, routes), *_pairs(variant)),
         traits=_traits(variant),
     )
 
@@ -202,27 +230,27 @@ def _place(plan: Plan, variant: Variant) -> tuple[int, ...]:
     )
 
 
-def _options(plan: Plan, variant: Variant) -> tuple[Option, ...]:
+def _options(plan: Plan, variant: Variant, routes: Collection[str]) -> tuple[Option, ...]:
     if variant.backend.is_torch_tensorrt:
         return _MODULE
     if variant.backend is not Backend.TENSORRT:
         return ()
-    return _ENGINE if plan.engine_target(variant).flavour is EngineFlavour.TENSORRT else _RTX
+    if plan.engine_target(variant).flavour is not EngineFlavour.TENSORRT:
+        return _RTX
+    return (*_ENGINE, *(option("tensorrt.build_route", route) for route in routes))
 
 
-def _pairs(variant: Variant, groups: Collection[str]) -> tuple[Option, ...]:
-    """Return the choices of groups of Q/DQ pairs: those of the network that the graph has by itself, or has not."""
-    graph = variant.graph
-    if graph not in _MIXED:
+def _pairs(variant: Variant) -> tuple[Option, ...]:
+    """Return the choices of groups of Q/DQ pairs: those that the graph could be without, or have more."""
+    if variant.graph not in _MIXED:
         return ()
-    found = [item for item in _PAIRS if item.choice.setting.rpartition(".")[2] in groups]
-    if graph.for_x86:
-        return tuple(found)
-    found = [item for item in found if item.choice.setting != "quantization.concats"]
-    if graph is Graph.FP8:
-        first = option("quantization.first", True)  # noqa: FBT003 - the setting's value
-        return tuple(first if item.choice.setting == first.choice.setting else item for item in found)
-    return tuple(found)
+    fp8, ends = variant.graph is Graph.FP8, _FP8_FIRST.choice.setting
+    return tuple(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
+
+
+def is_of_graph(choice: Choice) -> bool:
+    """Return True for a choice that may change a quantised graph, and nothing else."""
+    return choice.setting.startswith(("quantization.", "leave_unquantized."))
 
 
 def _traits(variant: Variant) -> tuple[tuple[str, str], ...]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import shortened
 from model_artifacts.host.terminal import escaped
+from pipeline.tune.finals.snippet import value_of
 from pipeline.tune.records import TrialVerdict
 from pipeline.tune.search import LATENCY
-from pipeline.tune.snippet import value_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.records import LayerProfile, LayerTime
     from pipeline.tune.explain import LayerFloor
-    from pipeline.tune.records import ScreenedRule, Trial, TuneRecord
+    from pipeline.tune.records import Peer, ScreenedRule, Trial, TuneRecord
     from pipeline.tune.search import Objective
 
 COLUMNS = 80
@@ -57,9 +57,9 @@ def _judged(item: ScreenedRule) -> str:
     return f"{item.rule:<9} relative L2 {item.distance:.2e}, loss {item.loss:.2%}"
 
 
-def wrapped(text: str) -> list[str]:
-    """Return a text as lines of at most 80 columns, indented below the name of its trial."""
-    return textwrap.wrap(escaped(text), COLUMNS, initial_indent=" " * 5, subsequent_indent=" " * 7)
+def wrapped(text: str, indent: int = 5) -> list[str]:
+    """Return a text as lines of at most 80 columns, indented below the name of its trial, or by another number."""
+    return textwrap.wrap(escaped(text), COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2))
 
 
 def _values(trial: Trial) -> str:
@@ -101,18 +101,36 @@ def answer_lines(record: TuneRecord) -> list[str]:
         winner = answer.standings[0]
         lines += [f"{answer.objective}:", f"  {winner.point.subject}"]
         lines += [f"    + {choice.text}" for choice in winner.point.choices]
-        by = f", {winner.clock.phrase}" if winner.clock else ""
+        by = f", {winner.clock.phrase}" if winner.clock and not winner.streams else ""
         lines.append(f"    {value_of(answer.objective, winner)}{by}")
         if answer.least_speedup and answer.least_speedup > 1:
             lines.append(f"    at least {answer.least_speedup:.2f} times as fast as eager FP32 in the same rounds")
         elif answer.least_speedup is not None:
             lines.append("    not told apart from eager FP32: the intervals of the two overlap")
+        lines += [line for peer in answer.peers for line in _peer_lines(peer)]
+        if answer.streams:
+            rates = ", ".join(f"{item.streams}: {item.rate:,.0f}" for item in answer.streams)
+            lines += wrapped(f"images/s by the number of streams: {rates}", indent=4)
         if winner.restarts == 1 and len(answer.standings) > 1:
             lines.append("    one restart tells of no tie; a larger --budget takes the others")
         if answer.tied:
             lines.append(f"    {answer.tied} of {len(answer.standings) - 1} others tie: the intervals overlap")
         lines.append(f"    to rebuild it: {answer.snippet}")
     return lines
+
+
+def _peer_lines(peer: Peer) -> list[str]:
+    """Return how many times as fast the winner is as a peer; that the peer is faster, if it is."""
+    name = peer.subject.rpartition("/")[2]
+    if peer.least is None or peer.most is None:
+        text = f"{peer.ratio:.2f} times as fast as {name}, after one restart"
+    elif peer.least > 1:
+        text = f"{peer.ratio:.2f} times as fast as {name} (at least {peer.least:.2f})"
+    elif peer.most < 1:
+        text = f"{name} is faster: at least {1 / peer.most:.2f} times as fast as the winner"
+    else:
+        text = f"not told apart from {name}: the intervals of the two overlap"
+    return wrapped(f"{text}, {peer.clock.phrase}", indent=4)
 
 
 def effect_lines(record: TuneRecord) -> list[str]:

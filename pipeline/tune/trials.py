@@ -5,7 +5,6 @@ Nothing that missed its gate is ever timed.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING
 from model_artifacts.errors import ArtifactError, RecordError, RunError, SourceError, UsageError
 from model_artifacts.host.environment import now
 from model_artifacts.records import CLOCKS, Backend, Clock, Layout
-from pipeline.config.quantization import QuantizationConfig
 from pipeline.planning.freshness import is_current, is_reused
 from pipeline.planning.keys import key_of, make_key
 from pipeline.planning.steps import Step
@@ -22,31 +20,31 @@ from pipeline.records import Outcome
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_together
 from pipeline.system.locks import exclusive, working
-from pipeline.tune.records import RuleScreening, ScreenedBatch, ScreenedRule, Trial, TrialVerdict
+from pipeline.tune.records import ScreenedBatch, Trial, TrialVerdict
+from pipeline.tune.space import is_of_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from model_artifacts.records import Gpu, Graph, Key
+    from model_artifacts.records import Gpu, Key
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
     from pipeline.records import AccuracyReport, Artifact
     from pipeline.stages.benchmark.results import Measured
-    from pipeline.stages.sensitivity.ranges import JudgedRule
-    from pipeline.tune.records import Point
+    from pipeline.tune.records import Choice, Point
     from pipeline.tune.setups import Place, Setups
 
-RULES = tuple(
-    QuantizationConfig.model_validate({"calibration": text}).calibration
-    for text in ("max", "entropy", "mse", "99.9%", "99.99%", "99.999%")
-)
-"""The rules for ranges that int8 and fp8 which miss their gate could have instead."""
-VERSION = 1
-"""Raise it when a trial judges or times a point in another way."""
+VERSION = 2
+"""Raise it when a trial judges or times a point in another way, or records more of it.
+
+2 has the distance to FP32 and the graph.
+"""
 
 _SCREENING = {"restarts": 1, "rounds": 1, "warmup_seconds": 0.3}
 """The settings of the benchmark in which screening is cheaper than the finals."""
+_MADE = {TrialVerdict.UNSUPPORTED: ("build",), TrialVerdict.UNCHANGED: ()}
+"""The stages of a variant that a trial of a verdict has run; both for all others."""
 _LEAST_SECONDS = 30.0
 """The least time limit of a build: a short rest of the budget is no reason to record a failure."""
 
@@ -147,8 +145,7 @@ class Trials:
             trial = base.read(path, Trial)
             place = self.setups.place(trial.point)
             held = trial.verdict is not TrialVerdict.FAILED and trial.key == self._key(place, trial.point)
-            stages = ("build",) if trial.verdict is TrialVerdict.UNSUPPORTED else ("build", "validate")
-            steps = [Step(stage, place.variant.id) for stage in stages]
+            steps = [Step(stage, place.variant.id) for stage in _MADE.get(trial.verdict, ("build", "validate"))]
             return trial if held and all(is_current(place.project, step) for step in steps) else None
         except (RecordError, UsageError):  # the record is damaged, or the configuration has no such point any more
             return None
@@ -192,6 +189,11 @@ class Trials:
             key=make_key(), built_at=now(), number=number, point=point, verdict=TrialVerdict.FAILED, seconds=0.0
         )
         try:
+            plain = plain.model_copy(update={"graph": _graph_of(place, waits)})
+            if twin := _same_graph(plain, trials):
+                reason = f"its graph is that of trial {twin.number}; nothing was built"
+                unchanged = {"verdict": TrialVerdict.UNCHANGED, "same_as": twin.number, "reason": reason}
+                return plain.model_copy(update=unchanged)
             ensure(project, Step("build", variant.id), waits)
         except ArtifactError as exc:
             if not point.choices:
@@ -206,7 +208,10 @@ class Trials:
             return plain.model_copy(update=unsupported)
         ensure(project, Step("validate", variant.id), waits)
         report = project.accuracy(variant)
-        judged = plain.model_copy(update={"drop": drop_of(report), "engine": _work_of(artifact)})
+        distance = report.accuracy.relative_l2 if report.accuracy else None
+        judged = plain.model_copy(
+            update={"drop": drop_of(report), "relative_l2": distance, "engine": _work_of(artifact)}
+        )
         if not report.passed:
             return _rejected_or_ended(judged, report)
         if self.max_drop is not None and judged.drop is not None and judged.drop > self.max_drop:
@@ -218,48 +223,39 @@ class Trials:
         return _screened(judged, place, artifact, waits)
 
 
-def screened_rules(project: Project, graph: Graph) -> tuple[ScreenedRule, ...]:
-    """Return the rules for the ranges of a quantised graph, judged without a build, the graph's own first.
+def _graph_of(place: Place, waits: Waits) -> str:
+    """Return the digest of a point's ONNX graph, which is made here if it is stale; empty if it has none."""
+    project, variant = place
+    if variant.graph is None:
+        return ""
+    ensure(project, project.plan.graph_step(variant.graph), waits)
+    return project.onnx(variant.graph).canonical_sha256
 
-    They are read from the record of an earlier run where that still holds.
 
-    Raises:
-        ArtifactError: the graph cannot be quantised or run, or the record cannot be written.
+def _same_graph(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """Return the first trial of the same variant, graph and settings of the builder, if its result is known.
+
+    A point without choices of its own graph is built in any case.
     """
-    from pipeline.stages.quantize.placing import takes  # noqa: PLC0415 - a repair is rare
-    from pipeline.stages.quantize.rules import rule_of  # noqa: PLC0415 - the same
-    from pipeline.stages.sensitivity.ranges import judge_rules  # noqa: PLC0415 - the same
-    from pipeline.stages.sensitivity.spec import sensitivity_key  # noqa: PLC0415 - the same
-
-    path = project.paths.tune / f"ranges-{graph.value}.json"
-    own = rule_of(project.config.quantization, graph)
-    rules = [own, *(rule for rule in RULES if rule != own and takes(rule))]
-    # They are judged as the sensitivities are: by the same code, gate and settings of answers.
-    key = make_key(tune=VERSION, judged=sensitivity_key(project, graph).digest, rules=[rule.text for rule in rules])
-    try:
-        found = project.read(path, RuleScreening)
-        if found.key == key:
-            return found.rules
-    except RecordError:
-        pass  # none yet, or a damaged one
-    with working(alone=False):
-        judged = judge_rules(project, graph, rules)
-    return project.write(path, RuleScreening(key=key, built_at=now(), graph=graph, rules=screened_of(judged))).rules
-
-
-def screened_of(judged: Sequence[JudgedRule]) -> tuple[ScreenedRule, ...]:
-    """Return the rules whose outputs are finite, the graph's own first; none if its own are not. Pure.
-
-    Args:
-        judged: the rules as they were judged, the graph's own first.
-    """
-    found = [item for item in judged if math.isfinite(item.distance) and math.isfinite(item.loss)]
-    if not found or found[0] is not judged[0]:
-        return ()
-    return tuple(
-        ScreenedRule(rule=item.rule.text, kept=item.kept, loss=max(item.loss, 0.0), distance=item.distance)
-        for item in found
+    builder = _of_builder(trial.point)
+    if not trial.graph or builder == trial.point.choices:
+        return None
+    known = {TrialVerdict.PASSED, TrialVerdict.REJECTED, TrialVerdict.SKIPPED, TrialVerdict.UNSUPPORTED}
+    return next(
+        (
+            other
+            for other in trials
+            if other.point.subject == trial.point.subject
+            and other.graph == trial.graph
+            and other.verdict in known
+            and _of_builder(other.point) == builder
+        ),
+        None,
     )
+
+
+def _of_builder(point: Point) -> tuple[Choice, ...]:
+    return tuple(choice for choice in point.choices if not is_of_graph(choice))
 
 
 def _digest(project: Project, step: Step) -> str | None:

@@ -10,21 +10,23 @@ from model_artifacts.errors import ArtifactError, UsageError, storage_errors
 from model_artifacts.host.environment import now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
-from pipeline.config.quantization import GROUPS
 from pipeline.config.settings import Executor
-from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import make_key
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.system.locks import working
-from pipeline.tune.finals import Finals
-from pipeline.tune.frontier import effects_of, frontier_of, least_speedup_of, standings_of, tied
-from pipeline.tune.records import Answer, Point, TuneRecord
-from pipeline.tune.repair import promising_rules
-from pipeline.tune.search import LATENCY, Objective, Ranking, Repair, Screen, Search
+from pipeline.tune.finals.entrants import entrants_of
+from pipeline.tune.finals.restarts import Finals
+from pipeline.tune.finals.snippet import file_of, snippet_of
+from pipeline.tune.finals.standings import least_speedup_of, peers_of, rates_of, standings_of, tied
+from pipeline.tune.foresight import foresight_of, left_lines
+from pipeline.tune.frontier import effects_of, frontier_of
+from pipeline.tune.records import Answer, Choice, Point, TuneRecord
+from pipeline.tune.repair import RULE, Ranking, Repair, Screen, promising_rules
+from pipeline.tune.rules import screened_rules
+from pipeline.tune.search import LATENCY, Objective, Search
 from pipeline.tune.setups import Setups
-from pipeline.tune.snippet import file_of, snippet_of
 from pipeline.tune.space import mixed_of, space_of
 from pipeline.tune.table import (
     answer_lines,
@@ -35,9 +37,10 @@ from pipeline.tune.table import (
     summary_line,
     trial_lines,
     unproven_lines,
+    wrapped,
     write,
 )
-from pipeline.tune.trials import VERSION, Trials, Waits, ensure, screened_rules
+from pipeline.tune.trials import VERSION, Trials, Waits, ensure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,9 +100,9 @@ class _Tuning:
         if trials:
             write(self.stream, f"going on after {len(trials)} trials of an earlier run")
         search = self._explore(search, store, trials)
-        finals = Finals(setups, tuple(search.finalists(trials)))
-        restarts = self._finals(finals, trials)
-        record = self._record(setups, search, trials, restarts)
+        finals = self._entered(setups, search, trials)
+        restarts = self._finals(finals, search.spent(trials))
+        record = self._record(finals, search, trials, restarts)
         self._show(setups, record, search, trials)
         return record
 
@@ -114,23 +117,23 @@ class _Tuning:
 
     def _search(self) -> Search:
         plan = self.project.plan
-        space = space_of(plan, self._groups())
+        foresight = foresight_of(self.project)
+        space = space_of(plan, foresight.refusal, foresight.routes)
+        for line in (*foresight.remarks, *left_lines(space.left)):
+            write(self.stream, *wrapped(line, indent=0))
         wanted = self.wishes.objectives
         kinds = [Objective(LATENCY, batch) for batch in space.batches]
         objectives = [*kinds, Objective("throughput"), Objective("memory")]
         chosen = tuple(item for item in objectives if not wanted or item.kind in wanted)
-        restarts = self.project.config.benchmark.restarts
-        return Search(space, chosen, self.wishes.budget_seconds, mixed=mixed_of(plan), final_restarts=restarts)
-
-    def _groups(self) -> tuple[str, ...]:
-        """Return the groups of nodes in the network that Q/DQ pairs could be left out of; none without quantisation."""
-        if not {*self.project.config.precisions} & QUANTIZED_PRECISIONS:
-            return ()
-        from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
-        from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - the same
-
-        model = fp32_of(self.project)
-        return tuple(group for group in GROUPS if members(model, group))
+        benchmark = self.project.config.benchmark
+        return Search(
+            space,
+            chosen,
+            self.wishes.budget_seconds,
+            mixed=mixed_of(plan, space),
+            final_restarts=benchmark.restarts,
+            streams=benchmark.streams,
+        )
 
     def _prepare(self, contenders: Sequence[Contender]) -> None:
         """Make what the points are made from: it is the same for `doit`, and counts for no budget."""
@@ -149,29 +152,28 @@ class _Tuning:
 
     def _explore(self, search: Search, store: Trials, trials: list[Trial]) -> Search:
         """Make the moves of the search, and append each trial. Return the search with all that it has learnt."""
-        pending = 0.0
         while (move := search.next(trials)) is not None:
-            began = time.monotonic()
+            began, limit = time.monotonic(), search.repair_seconds(trials)
             if isinstance(move, Screen):
-                search = replace(search, rules={**search.rules, move.graph: self._rules(Graph(move.graph))})
-                pending += time.monotonic() - began
+                search = replace(search, rules={**search.rules, move.graph: self._rules(Graph(move.graph), limit)})
+            elif isinstance(move, Repair):
+                ranking = self._ranking(store.setups, move, limit)
+                search = replace(search, rankings={**search.rankings, move: ranking})
+            if not isinstance(move, Point):
+                took = time.monotonic() - began
+                search = replace(search, pending_seconds=search.pending_seconds + took, cut=search.cut or took >= limit)
                 continue
-            if isinstance(move, Repair):
-                search = replace(search, rankings={**search.rankings, move.graph: self._ranking(Graph(move.graph))})
-                pending += time.monotonic() - began
-                continue
-            trial = store.make(move, trials, search.seconds_left(trials), pending)
-            pending = 0.0
-            trials.append(trial)
+            trials.append(store.make(move, trials, search.seconds_left(trials), search.pending_seconds))
+            search = replace(search, pending_seconds=0.0)
             frontier = frontier_of(trials, search.objectives)
-            write(self.stream, *trial_lines(trial, frontier, search.seconds_left(trials)))
+            write(self.stream, *trial_lines(trials[-1], frontier, search.seconds_left(trials)))
         return search
 
-    def _rules(self, graph: Graph) -> tuple[str, ...]:
-        """Return the rules for ranges that are worth a build; none if they cannot be judged."""
+    def _rules(self, graph: Graph, seconds: float) -> tuple[str, ...]:
+        """Return the rules for ranges that are worth a build; none if they cannot be judged, or not in time."""
         write(self.stream, f"{graph.value} missed its gate: judging rules for its ranges on calibration images")
         try:
-            screened = screened_rules(self.project, graph)
+            screened = screened_rules(self.project, graph, seconds)
         except ArtifactError as exc:
             write(self.stream, f"  no other ranges of {graph.value}: {exc.what}")
             return ()
@@ -179,17 +181,19 @@ class _Tuning:
         write(self.stream, *rule_lines(screened, promising))
         return promising
 
-    def _ranking(self, graph: Graph) -> Ranking:
-        """Return the layers by their sensitivity; none if they cannot be measured, so that nothing is repaired."""
+    def _ranking(self, setups: Setups, need: Repair, seconds: float) -> Ranking:
+        """Return the layers by their sensitivity; none, so that nothing is repaired, if that fails or takes long."""
         from pipeline.stages.sensitivity.stage import measure_sensitivity  # noqa: PLC0415 - a repair is rare
 
-        project = self.project
-        step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
-        write(self.stream, f"{graph.value} missed its gate: measuring each layer's sensitivity")
+        graph = Graph(need.graph)
+        step = Step("sensitivity", f"{self.project.plan.model}/{graph.value}")
+        nearest = f" with {need.rule}, the nearest," if need.rule else ""
+        write(self.stream, f"{graph.value}{nearest} missed its gate: measuring each layer's sensitivity")
         try:
+            project = setups.project((Choice(setting=RULE, value=need.rule),) if need.rule else ())
             if not is_current(project, step):
                 with working(alone=False):
-                    measure_sensitivity(project, graph)
+                    measure_sensitivity(project, graph, seconds)
             found = project.sensitivity(graph)
         except ArtifactError as exc:
             write(self.stream, f"  no repair of {graph.value}: {exc.what}")
@@ -198,27 +202,45 @@ class _Tuning:
         layers = (*found.proposal, *others)[:-1]  # with all of them in FP16 nothing would be quantised
         return Ranking(layers, len(found.proposal))
 
-    def _finals(self, finals: Finals, trials: Sequence[Trial]) -> list[FinalRestart]:
-        """Take the restarts of the finals that the budget allows; the first one always."""
+    def _entered(self, setups: Setups, search: Search, trials: Sequence[Trial]) -> Finals:
+        """Return the finals with all that takes part, whose baselines are built. Say what the budget leaves out."""
+        found, there = entrants_of(search, trials, self.project.plan), list[Point]()
+        for point in found.baselines:
+            place = setups.place(point)
+            try:
+                ensure(place.project, Step("build", point.subject), Waits())
+                artifact = place.project.artifact(place.variant)
+                reason = "" if artifact.outcome is Outcome.DONE else artifact.reason
+            except ArtifactError as exc:  # nothing that answers needs it
+                reason = exc.what
+            there += [] if reason else [point]
+            if reason:
+                write(self.stream, *wrapped(f"no peer: {point.text}: {reason}", indent=0))
+        if found.left:
+            write(self.stream, *wrapped(f"not in the finals for want of time: {', '.join(found.left)}", indent=0))
+        return Finals(setups, tuple(search.finalists(trials)), found._replace(baselines=tuple(there)))
+
+    def _finals(self, finals: Finals, before: float) -> list[FinalRestart]:
+        """Take the restarts of the finals that the budget allows after what was spent before; the first one always."""
         if not finals.finalists:
             return []
         restarts = finals.read()
         wanted = self.project.config.benchmark.restarts
         while len(restarts) < wanted:
-            spent = _spent(trials, restarts)
+            spent = before + sum(restart.seconds for restart in restarts)
             if restarts and spent + restarts[-1].seconds > self.wishes.budget_seconds:
                 write(self.stream, f"the budget ends the finals after {len(restarts)} of {wanted} restarts")
                 break
             number = len(restarts) + 1
-            write(self.stream, f"finals, restart {number} of {wanted}: {len(finals.finalists)} finalists in turn")
+            write(self.stream, f"finals, restart {number} of {wanted}: {len(finals.points)} take turns")
             restarts.append(finals.take(number))
             write(self.stream, *(f"  left out: {reason}" for reason in restarts[-1].failures))
         return restarts
 
     def _record(
-        self, setups: Setups, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
+        self, finals: Finals, search: Search, trials: Sequence[Trial], restarts: Sequence[FinalRestart]
     ) -> TuneRecord:
-        answers = []
+        answers, setups = [], finals.setups
         for old in sorted(self.project.paths.tune.glob("*.yaml")):  # a winner of other gates, perhaps
             with storage_errors(f"deleting {old}"):
                 old.unlink()
@@ -233,6 +255,8 @@ class _Tuning:
                     standings=tuple(standings),
                     tied=tied(standings),
                     least_speedup=least_speedup_of(objective, standings[0], baseline, restarts),
+                    streams=tuple(rates_of(objective, standings[0], restarts)),
+                    peers=tuple(peers_of(objective, standings[0], finals.backends(), restarts)),
                     snippet=name,
                 )
                 write_bytes(path, snippet_of(setups, answer).encode())
@@ -242,9 +266,9 @@ class _Tuning:
             key=make_key(tune=VERSION, trials=[trial.key.digest for trial in trials], max_drop=self.wishes.max_drop),
             built_at=now(),
             budget_seconds=self.wishes.budget_seconds,
-            spent_seconds=round(_spent(trials, restarts), 2),
+            spent_seconds=round(search.spent(trials) + sum(restart.seconds for restart in restarts), 2),
             max_drop=self.wishes.max_drop,
-            complete=endless.next(trials) is None,
+            complete=not search.cut and endless.next(trials) is None,
             trials=len(trials),
             passed=sum(trial.passed for trial in trials),
             answers=tuple(answers),
@@ -283,7 +307,3 @@ class _Tuning:
                 strangers = strangers_of(profile, place.variant.precision)
                 return ["", *floor_lines(profile, floors_of(profile, peak), strangers), ""]
         return []
-
-
-def _spent(trials: Sequence[Trial], restarts: Sequence[FinalRestart]) -> float:
-    return sum(trial.seconds for trial in trials) + sum(restart.seconds for restart in restarts)

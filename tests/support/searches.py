@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from model_artifacts.records import Clock, Key
 from pipeline.tune.records import Choice, Point, ScreenedBatch, Trial, TrialVerdict
-from pipeline.tune.search import RULE, Objective, Ranking, Repair, Screen, Search
+from pipeline.tune.repair import RULE, Ranking, Repair, Screen
+from pipeline.tune.search import Objective, Search
 from pipeline.tune.space import Contender, Mixed, Option, Space
 
 BATCHES = (1, 64)
@@ -40,6 +41,7 @@ def trial_of(  # noqa: PLR0913 - the facts of a trial
     batches: tuple[int, ...] = BATCHES,
     memory: int = 1000,
     drop: float = 0.0,
+    distance: float | None = 0.1,
     refused: str = "",
 ) -> Trial:
     """Return a trial; one with milliseconds for a batch of 1 has passed, and the time grows with the batch."""
@@ -54,6 +56,7 @@ def trial_of(  # noqa: PLR0913 - the facts of a trial
         seconds=seconds,
         screening_seconds=seconds / 4 if passed else 0.0,
         drop=drop,
+        relative_l2=distance,
         memory_bytes=memory if passed else None,
         screened=tuple(
             ScreenedBatch(batch=batch, clock=Clock.GPU_GRAPH, p50_ms=milliseconds * batch**0.5)
@@ -121,7 +124,7 @@ class World:
             if isinstance(move, Screen):
                 search = replace(search, rules={**search.rules, move.graph: RULES})
             elif isinstance(move, Repair):
-                search = replace(search, rankings={**search.rankings, move.graph: Ranking(LAYERS, 3)})
+                search = replace(search, rankings={**search.rankings, move: Ranking(LAYERS, 3)})
             else:
                 found.append(self.trial(len(found) + 1, move))
         return found

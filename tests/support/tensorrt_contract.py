@@ -36,6 +36,7 @@ CONTRACT = [
     "build with timings",
     "build with another GPU's timings",
     "build with tactic sources that are refused",
+    "build with tactic sources that are not kept",
     "build with a value that is refused",
     "build with a lean runtime",
     "build of a bad graph",

@@ -92,7 +92,15 @@ def _answers(library: Library) -> dict[str, Any]:
         Standin(trt.ITensor, library, name=name, shape=shape, dtype=trt.DataType.FLOAT)
         for name, shape in shapes.items()
     )
+    kept = [0]
+
+    def keep(mask: int) -> bool:
+        kept[0] = mask
+        return True
+
     return {
+        "IBuilderConfig.set_tactic_sources": keep,
+        "IBuilderConfig.get_tactic_sources": lambda: kept[0],
         "INetworkDefinition.num_inputs": 1,
         "INetworkDefinition.num_outputs": 1,
         "INetworkDefinition.get_input": image,
@@ -336,6 +344,10 @@ def drive(genuine: ModuleType, folder: Path) -> Report:
         "build with tactic sources that are refused": attempt(
             partial(_built, request=_request(Precision.FP16, SETTINGS["every"])),
             {"IBuilderConfig.set_tactic_sources": False},
+        ),
+        "build with tactic sources that are not kept": attempt(
+            partial(_built, request=_request(Precision.FP16, SETTINGS["every"])),
+            {"IBuilderConfig.get_tactic_sources": 0},
         ),
         "build with a value that is refused": attempt(
             partial(_built, request=_request(Precision.FP16, SETTINGS["every"])),

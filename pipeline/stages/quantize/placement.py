@@ -9,7 +9,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
 from pipeline.config.quantization import QuantizationConfig, RangeMethod
-from pipeline.stages.quantize.groups import is_pooling, last_layers, left_by
+from pipeline.stages.quantize.groups import is_pooling, last_layers, members
 from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
 from pipeline.stages.quantize.rules import rule_of
 
@@ -56,7 +56,7 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: Quantizat
             "per_channel": True,
             "activation_type": QuantType.QUInt8,
             "calibrate_method": calibration,
-            "nodes_to_exclude": [*outer_layers(model, graph, settings), *left_by(settings, model)],
+            "nodes_to_exclude": outer_layers(model, graph, settings),
             "extra_options": {"ActivationSymmetric": False, "WeightSymmetric": True, **percentile},
             "reduce_range": True,
         }
@@ -96,6 +96,27 @@ def _without_pairs(model: onnx.ModelProto, graph: Graph, settings: QuantizationC
     known = [name for name, convolved in sums.items() if not residual(convolved)]
     means = [node.name for node in model.graph.node if node.op_type in MEANS and not _ends_in_int8(model, node)]
     return [*outer_layers(model, graph, settings), *(without_fp8_kernels(model) if fp8 else ()), *known, *means]
+
+
+def moves_pairs(graph: Graph, model: onnx.ModelProto, group: str, *, placed: bool) -> bool:
+    """Return False if a group's setting is known to leave a graph as it is; without a calibration, so not all are.
+
+    Args:
+        graph: the quantised graph.
+        model: the FP32 graph.
+        group: one of `GROUPS`.
+        placed: the setting: true adds the group's pairs, false leaves them out.
+    """
+    names = {*members(model, group)}
+    auto = quantizer_settings(graph, model)
+    excluded = {*auto["nodes_to_exclude"]}
+    if placed:
+        settings = QuantizationConfig.model_validate({group: True})
+        return bool(names & (excluded - {*quantizer_settings(graph, model, settings)["nodes_to_exclude"]}))
+    kinds = auto.get("op_types_to_quantize")
+    if kinds is None or (group == "sums" and graph.precision is Precision.INT8):
+        return bool(names - excluded if kinds is None else names)  # `carry_skips_in_int8` gives sums pairs afterwards
+    return any(node.name in names - excluded and node.op_type in kinds for node in model.graph.node)
 
 
 def without_fp8_kernels(model: onnx.ModelProto) -> list[str]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from model_artifacts.errors import QuantizeError
+from model_artifacts.records import Precision
 from pipeline.config.quantization import RangeMethod
 from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Reader, kept_ranges
-from pipeline.stages.quantize.groups import left_by
+from pipeline.stages.quantize.groups import left_by, members
 from pipeline.stages.quantize.histograms import range_of
-from pipeline.stages.quantize.placement import AUTO, quantizer_settings
+from pipeline.stages.quantize.placement import AUTO, quantizer_settings, without_fp8_kernels
 from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS
 from pipeline.stages.quantize.rules import PERCENTILE, rule_of
 
@@ -62,11 +63,14 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
 
     Raises:
         QuantizeError: the installed ONNX Runtime cannot take ranges by this rule; or the groups that the settings leave
-            out are not in the graph, or are all of its layers.
+            out are not in the graph, or are all of its layers; or those that they add have no kernels.
     """
     arguments = quantizer_settings(graph, fp32, settings)
-    arguments["nodes_to_exclude"] += left
-    _check_layers(graph, fp32, arguments["nodes_to_exclude"], settings)
+    groups = left_by(settings, fp32)
+    # In TensorRT's graph these would read the pairs in front of their neighbours: theirs are taken away afterwards.
+    arguments["nodes_to_exclude"] += [*left, *(groups if graph.for_x86 else ())]
+    _check_layers(graph, fp32, {*arguments["nodes_to_exclude"], *groups}, settings)
+    _check_added(graph, fp32, settings)
     rule = rule_of(settings, graph)
     reader = Reader(images.batches(), [value.name for value in fp32.graph.input])
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -90,20 +94,38 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
         )
 
 
-def _check_layers(graph: Graph, fp32: onnx.ModelProto, excluded: list[str], settings: QuantizationConfig) -> None:
+def _check_layers(graph: Graph, fp32: onnx.ModelProto, excluded: set[str], settings: QuantizationConfig) -> None:
     """Refuse settings that leave out every layer.
 
     Raises:
-        QuantizeError: they do, or a group is not in the graph.
+        QuantizeError: they do.
     """
-    left = {*left_by(settings, fp32)}
+    groups = [group for group, placed in settings.placed.items() if not placed]
     layers = {node.name for node in fp32.graph.node if node.op_type in QUANTIZED_OPERATORS}
-    if left and layers <= left | {*excluded}:
+    if groups and layers <= excluded:
         raise QuantizeError(
             f"`quantization` leaves out every layer; none would be {graph.precision.value}",
-            got=", ".join(f"{group}: false" for group, placed in settings.placed.items() if not placed),
+            got=", ".join(f"{group}: false" for group in groups),
             fix="leave out fewer groups, or use fp16",
         )
+
+
+def _check_added(graph: Graph, fp32: onnx.ModelProto, settings: QuantizationConfig) -> None:
+    """Refuse settings that add layers for which there are no kernels.
+
+    Raises:
+        QuantizeError: they do.
+    """
+    without = {*without_fp8_kernels(fp32)} if graph.precision is Precision.FP8 else set[str]()
+    for group, placed in settings.placed.items():
+        names = members(fp32, group) if placed else []
+        if names and without.issuperset(names):
+            raise QuantizeError(
+                f"quantization.{group}: TensorRT has no fp8 kernels for {', '.join(names)}",
+                expected="auto",
+                got="true",
+                fix=f"remove `{group}` from `quantization`",
+            )
 
 
 def _write_ranges(  # noqa: PLR0913 - a calibration's inputs, and where its result goes

@@ -43,6 +43,11 @@ FP8_VERSION = 1
 
 1 leaves convolutions without FP8 kernels in floating point.
 """
+PAIRS_VERSION = 2
+"""Raise it when the same groups of Q/DQ pairs give another graph.
+
+2 has FP16 around int8 only if a node is left out that has pairs by itself.
+"""
 
 
 def quantize_key(project: Project, graph: Graph) -> Key:
@@ -80,10 +85,10 @@ def _ranges(project: Project, graph: Graph) -> dict[str, str]:
     return {} if rule == default_rule(graph) else {"ranges": rule.text}
 
 
-def _pairs(project: Project) -> dict[str, dict[str, bool]]:
+def _pairs(project: Project) -> dict[str, object]:
     """Return the field of the groups whose Q/DQ pairs the configuration places or leaves out."""
     placed = project.config.quantization.placed
-    return {"pairs": placed} if placed else {}
+    return {"pairs": {"version": PAIRS_VERSION, **placed}} if placed else {}
 
 
 def ranges_key(project: Project, graph: Graph) -> Key:

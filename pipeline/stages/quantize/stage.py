@@ -185,6 +185,7 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
         return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)), left=newly)
     means = _place_apart(project, graph, scratch)
     placed = _placed(graph, scratch, weights, groups)
+    spared = {*groups} & {node.name for node in quantized_nodes(_placed(graph, scratch, weights))} if groups else set()
     if left:
         _check_left(left, quantized_nodes(placed), graph)
         placed = leave_idle(leave(placed, weights, left), weights)
@@ -196,7 +197,7 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     centre_outputs(wide, shifts := _shifts(project, graph, scratch))
     # Layers between int8 layers are fused with them. FP32 around gives TensorRT 10 more such fusions than FP16, and a
     # layer in floating point is faster in FP16.
-    model, casts = _to_fp16(wide) if graph.is_mixed or groups else (wide, ())
+    model, casts = _to_fp16(wide) if graph.is_mixed or spared else (wide, ())
     if onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts, left=newly)
     old = centre_outputs(correct_biases(requantize(placed, weights, kind), weights, means), shifts)

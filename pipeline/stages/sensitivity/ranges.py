@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,7 +40,9 @@ class JudgedRule(NamedTuple):
     """Relative L2 distance of the outputs."""
 
 
-def judge_rules(project: Project, graph: Graph, rules: Sequence[RangeRule]) -> list[JudgedRule]:
+def judge_rules(
+    project: Project, graph: Graph, rules: Sequence[RangeRule], timeout_seconds: float = math.inf
+) -> list[JudgedRule]:
     """Quantise the graph by each rule, and judge it with ONNX Runtime on the CPU.
 
     Half of the images give the ranges, and the other half judges. Validation images are not used, because they must not
@@ -49,15 +52,17 @@ def judge_rules(project: Project, graph: Graph, rules: Sequence[RangeRule]) -> l
         project: the export of FP32 and the data stage must have run.
         graph: a quantised graph, for TensorRT or for x86.
         rules: the rules.
+        timeout_seconds: the time limit.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
         RunError: a graph cannot be run.
-        CrashedError: the process that runs the graphs died.
+        CrashedError: the process that runs the graphs died, or took too long.
         RecordError: a record of the export or of the data stage is missing or damaged.
     """
     step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
-    return run_isolated(_judge, project, graph, tuple(rules), rerun=project.command(step))
+    rerun = project.command(step)
+    return run_isolated(_judge, project, graph, tuple(rules), rerun=rerun, timeout_seconds=timeout_seconds)
 
 
 def _judge(project: Project, graph: Graph, rules: tuple[RangeRule, ...]) -> list[JudgedRule]:

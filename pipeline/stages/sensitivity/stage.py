@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _BATCH = 16
 
 
-def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
+def measure_sensitivity(project: Project, graph: Graph, timeout_seconds: float = math.inf) -> Sensitivity:
     """Quantise one node at a time, then leave the most sensitive ones in floating point until the gate passes.
 
     A node is all that reads quantised tensors: a layer, a sum, a pool. ONNX Runtime runs the graphs on the CPU. Half of
@@ -55,16 +55,18 @@ def measure_sensitivity(project: Project, graph: Graph) -> Sensitivity:
     Args:
         project: the export of FP32 and the data stage must have run.
         graph: int8 or fp8 for TensorRT, with all layers quantised.
+        timeout_seconds: the time limit.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
         RunError: a graph cannot be run.
-        CrashedError: the process that runs the graphs died.
+        CrashedError: the process that runs the graphs died, or took too long.
         RecordError: a record of the export or of the data stage is missing or damaged.
         StorageError: the record cannot be written.
     """
     step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
-    found = run_isolated(_measure, project, graph, rerun=project.command(step))
+    rerun = project.command(step)
+    found = run_isolated(_measure, project, graph, rerun=rerun, timeout_seconds=timeout_seconds)
     gates, task = project.config.gates, project.config.model.task
     record = Sensitivity(
         key=key_of(project, step),

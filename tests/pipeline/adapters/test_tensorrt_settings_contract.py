@@ -55,9 +55,10 @@ def test_every_wish_is_recorded(report: Report, name: str, wanted: set[str]) -> 
     assert wanted <= applied(report.cases[f"build fp16 {name}"]).keys()
 
 
-def test_refused_tactic_sources_are_recorded(report: Report) -> None:
+@pytest.mark.parametrize("how", ["refused", "not kept"])
+def test_refused_tactic_sources_are_recorded(report: Report, how: str) -> None:
     """A choice of tactics that the library does not take is unsupported, and the build goes on without it."""
-    case = report.cases["build with tactic sources that are refused"]
+    case = report.cases[f"build with tactic sources that are {how}"]
     (setting,) = (setting for setting in case.settings if setting.name == "tactic_sources")
 
     assert case.error == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,3 +49,10 @@ def searched_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def searched(searched_folder: Path) -> Project:
     """The project of the search, to be read only."""
     return Project.load(searched_folder / "pipeline.yaml", STAGES)
+
+
+@pytest.fixture
+def copied_search(searched_folder: Path, tmp_path: Path) -> Project:
+    """A copy of the search, to go on with."""
+    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
+    return Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)

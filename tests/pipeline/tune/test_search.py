@@ -8,20 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tune.records import Choice, Point, TrialVerdict
-from pipeline.tune.search import (
-    RULE,
-    Objective,
-    Ranking,
-    Repair,
-    Screen,
-    Search,
-    best_of,
-    gains_of,
-    ranking_of,
-    with_choice,
-)
-from pipeline.tune.space import Contender, Mixed, Space
+from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
+from pipeline.tune.repair import RULE, Ranking, Repair, Screen
+from pipeline.tune.search import Objective, Search, best_of, gains_of, ranking_of
+from pipeline.tune.space import Contender, Mixed, Option, Space
 from tests.support.searches import (
     BATCHES,
     LAYERS,
@@ -90,7 +80,7 @@ def test_with_time_enough_nothing_is_left(world: World) -> None:
     best = best_of(LATENCY, trials)
     for choice in (STREAMS, LEVEL, TILING) if best else ():
         made = best is not None and choice.setting in {item.setting for item in best.point.choices}
-        tried = best is not None and with_choice(best.point, choice) in {trial.point for trial in trials}
+        tried = best is not None and best.point.with_choice(choice) in {trial.point for trial in trials}
         assert made or tried or choice.setting in world.refused
 
 
@@ -103,7 +93,7 @@ def test_the_first_moves_are_the_contenders_by_their_prior() -> None:
 def test_then_the_best_gets_one_choice_more() -> None:
     """A choice is added to the fastest point, not to another."""
     trials = [trial_of(1, INT8.point, 2.0), trial_of(2, FP16.point, 1.0)]
-    assert search_of().next(trials) == with_choice(FP16.point, STREAMS)
+    assert search_of().next(trials) == FP16.point.with_choice(STREAMS)
 
 
 def test_a_choice_that_helped_comes_first() -> None:
@@ -111,8 +101,8 @@ def test_a_choice_that_helped_comes_first() -> None:
     trials = [
         trial_of(1, INT8.point, 2.0),
         trial_of(2, FP16.point, 2.1),
-        trial_of(3, with_choice(INT8.point, TILING), 1.9),
-        trial_of(4, with_choice(FP16.point, STREAMS), 1.0),
+        trial_of(3, INT8.point.with_choice(TILING), 1.9),
+        trial_of(4, FP16.point.with_choice(STREAMS), 1.0),
     ]
     assert gains_of(LATENCY, trials) == {TILING: 0.95, STREAMS: 1.0 / 2.1}
     assert search_of().next(trials) == Point(subject=FP16.subject, choices=(STREAMS, TILING))
@@ -120,38 +110,57 @@ def test_a_choice_that_helped_comes_first() -> None:
 
 def test_a_choice_waits_for_what_it_needs() -> None:
     """The limit of the L2 cache is no choice without tiling, and is one with it."""
-    tiled = with_choice(INT8.point, TILING)
+    tiled = INT8.point.with_choice(TILING)
     trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 3.0)]
     trials += [
-        trial_of(number, with_choice(INT8.point, item), 2.0) for number, item in enumerate((STREAMS, LEVEL), start=3)
+        trial_of(number, INT8.point.with_choice(item), 2.0) for number, item in enumerate((STREAMS, LEVEL), start=3)
     ]
     assert search_of().next(trials) == tiled
     trials += [trial_of(5, tiled, 0.9)]
-    trials += [trial_of(number, with_choice(tiled, item), 2.0) for number, item in enumerate((STREAMS, LEVEL), start=6)]
-    assert search_of().next(trials) == with_choice(tiled, LIMIT)
+    trials += [trial_of(number, tiled.with_choice(item), 2.0) for number, item in enumerate((STREAMS, LEVEL), start=6)]
+    assert search_of().next(trials) == tiled.with_choice(LIMIT)
 
 
 def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
     """One unsupported trial bars the setting with every value."""
-    refused = trial_of(3, with_choice(INT8.point, STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
+    refused = trial_of(3, INT8.point.with_choice(STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
     trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 2.0), refused]
-    assert search_of().next(trials) == with_choice(INT8.point, LEVEL)
+    assert search_of().next(trials) == INT8.point.with_choice(LEVEL)
 
 
 def test_a_choice_that_cost_the_gate_is_not_added_again() -> None:
     """Not to the same variant with others beside it; another variant may try it."""
-    level = with_choice(INT8.point, LEVEL)
+    level = INT8.point.with_choice(LEVEL)
     trials = [
         trial_of(1, INT8.point, 2.0),
         trial_of(2, FP16.point, 9.0),
-        trial_of(3, with_choice(INT8.point, STREAMS), verdict=TrialVerdict.REJECTED),
+        trial_of(3, INT8.point.with_choice(STREAMS), verdict=TrialVerdict.REJECTED),
         trial_of(4, level, 1.0),
     ]
-    assert search_of().next(trials) == with_choice(level, TILING)
+    assert search_of().next(trials) == level.with_choice(TILING)
     trials[1] = trial_of(2, FP16.point, 0.5)
-    assert search_of().next(trials) == with_choice(FP16.point, LEVEL)
-    tried = [trial_of(5, with_choice(FP16.point, LEVEL), 2.0)]
-    assert search_of().next([*trials, *tried]) == with_choice(FP16.point, STREAMS)
+    assert search_of().next(trials) == FP16.point.with_choice(LEVEL)
+    tried = [trial_of(5, FP16.point.with_choice(LEVEL), 2.0)]
+    assert search_of().next([*trials, *tried]) == FP16.point.with_choice(STREAMS)
+
+
+def test_a_choice_that_left_the_graph_as_it_was_is_not_added_to_it_again() -> None:
+    """Whatever the batch range, and whatever other choices there are; another graph may try it."""
+    sums = Choice(setting="quantization.sums", value=False)
+    options = (Option(sums), Option(STREAMS))
+    one, eight, half = (replace(item, options=options) for item in (INT8, contender("int8-b8", 1), FP16))
+    search = search_of(space=Space((one, eight, half), BATCHES))
+    trials = [
+        trial_of(1, one.point, 1.0),
+        trial_of(2, eight.point, 2.0),
+        trial_of(3, half.point, 3.0),
+        trial_of(4, one.point.with_choice(sums), verdict=TrialVerdict.UNCHANGED).model_copy(update={"same_as": 1}),
+    ]
+    assert search.next(trials) == one.point.with_choice(STREAMS)
+    trials[1] = trial_of(2, eight.point, 0.5)
+    assert search.next(trials) == eight.point.with_choice(STREAMS)
+    trials[2] = trial_of(3, half.point, 0.1)
+    assert search.next(trials) == half.point.with_choice(sums)
 
 
 def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:
@@ -159,10 +168,10 @@ def test_a_choice_that_would_outlast_the_budget_is_passed_over() -> None:
     trials = [
         trial_of(1, INT8.point, 1.0),
         trial_of(2, FP16.point, 2.0),
-        trial_of(3, with_choice(INT8.point, STREAMS), 2.0),
+        trial_of(3, INT8.point.with_choice(STREAMS), 2.0),
     ]
-    assert search_of(1000.0).next(trials) == with_choice(INT8.point, LEVEL)
-    assert search_of(100.0).next(trials) == with_choice(INT8.point, TILING)
+    assert search_of(1000.0).next(trials) == INT8.point.with_choice(LEVEL)
+    assert search_of(100.0).next(trials) == INT8.point.with_choice(TILING)
 
 
 def test_the_first_module_begins_only_with_a_minute_left() -> None:
@@ -178,8 +187,8 @@ def test_modules_take_turns_with_further_choices() -> None:
     module = Contender("m/gpu/dynamo-fp16", "dynamo", BATCHES, (0,))
     search = search_of(space=Space((module, INT8, FP16), BATCHES))
     trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 2.0)]
-    assert search.next(trials) == with_choice(INT8.point, STREAMS)
-    assert search.next([*trials, trial_of(3, with_choice(INT8.point, STREAMS), 2.0)]) == module.point
+    assert search.next(trials) == INT8.point.with_choice(STREAMS)
+    assert search.next([*trials, trial_of(3, INT8.point.with_choice(STREAMS), 2.0)]) == module.point
 
 
 def test_a_part_of_the_budget_is_kept_for_the_finals() -> None:
@@ -191,6 +200,16 @@ def test_a_part_of_the_budget_is_kept_for_the_finals() -> None:
     assert search_of(10.0).next(timed) is None
 
 
+def test_a_look_at_rules_or_layers_counts_and_leaves_time_for_others() -> None:
+    """While nothing has passed it has half of what is left: else a repair could leave no answer at all."""
+    search = search_of(100.0)
+    assert search.repair_seconds([]) == 37.5
+    assert replace(search, pending_seconds=25.0).repair_seconds([]) == 25.0
+    passed = [trial_of(1, INT8.point, 1.0, 8.0)]
+    assert search.repair_seconds(passed) == search.seconds_left(passed) == 100.0 - 8.0 - search.reserve(passed)
+    assert replace(search, pending_seconds=90.0).next(passed) is None
+
+
 def mixed_of(*items: Contender) -> dict[str, Mixed]:
     """Return the same variants with layers left in FP16."""
     return {item.subject: Mixed("int8", "int8", contender(f"{item.subject[6:]}-mixed")) for item in items}
@@ -198,7 +217,7 @@ def mixed_of(*items: Contender) -> dict[str, Mixed]:
 
 def ruled(rule: str) -> Point:
     """Return int8 with another rule for its ranges."""
-    return with_choice(INT8.point, Choice(setting=RULE, value=rule))
+    return INT8.point.with_choice(Choice(setting=RULE, value=rule))
 
 
 MISSED = trial_of(1, INT8.point, verdict=TrialVerdict.REJECTED)
@@ -221,9 +240,56 @@ def test_layers_stay_in_fp16_where_no_rule_helps() -> None:
     """The layers' sensitivities are asked for once, then the proposed number of layers stays in FP16."""
     search = search_of(mixed=mixed_of(INT8), rules={"int8": ()})
     assert search.next([MISSED]) == Repair("int8")
-    ranked = replace(search, rankings={"int8": Ranking(LAYERS, 3)})
+    ranked = replace(search, rankings={Repair("int8"): Ranking(LAYERS, 3)})
     expected = Choice(setting="leave_unquantized.int8", value=LAYERS[:3])
     assert ranked.next([MISSED]) == Point(subject="m/gpu/int8-b1-mixed", choices=(expected,))
+
+
+def missed_with(number: int, rule: str, distance: float, drop: float = 0.0) -> Trial:
+    """Return int8 with another rule, which misses its gate all the same."""
+    return trial_of(number, ruled(rule), verdict=TrialVerdict.REJECTED, distance=distance, drop=drop)
+
+
+def test_layers_stay_in_fp16_on_top_of_the_rule_that_came_nearest() -> None:
+    """Its own ranking of the layers is asked for; the graph's own rule has its turn if no number of layers passes."""
+    search = search_of(mixed=mixed_of(INT8), rules={"int8": RULES})
+    tried = [MISSED, missed_with(2, RULES[0], 0.09), missed_with(3, RULES[1], 0.08)]
+    assert search.next(tried) == Repair("int8", RULES[1])
+    few = LAYERS[:2]
+    rankings = {Repair("int8", RULES[1]): Ranking(few, 1)}
+    search = replace(search, rankings=rankings)
+    mixed, rule = Point(subject="m/gpu/int8-b1-mixed"), Choice(setting=RULE, value=RULES[1])
+    for number in (1, 2):
+        point = mixed.with_choice(Choice(setting="leave_unquantized.int8", value=few[:number])).with_choice(rule)
+        assert search.next(tried) == point
+        tried.append(trial_of(len(tried) + 1, point, verdict=TrialVerdict.REJECTED))
+    assert search.next(tried) == Repair("int8")
+    tried[-1] = trial_of(len(tried), tried[-1].point, 1.0)
+    assert search.next(tried) == FP16.point
+
+
+@pytest.mark.parametrize(
+    ("distance", "drop"), [(0.1, 0.0), (0.2, 0.0), (0.05, 0.01)], ids=["as far", "farther", "more answers lost"]
+)
+def test_a_rule_that_came_no_nearer_is_no_base(distance: float, drop: float) -> None:
+    """The layers stay in FP16 with the graph's own rule, then."""
+    search = search_of(mixed=mixed_of(INT8), rules={"int8": RULES[:1]})
+    assert search.next([MISSED, missed_with(2, RULES[0], distance, drop)]) == Repair("int8")
+
+
+def test_a_rule_is_judged_once_for_all_batch_ranges() -> None:
+    """What missed the gate for one is not built for the next; what passed comes first."""
+    other = contender("int8-b64", 2)
+    search = search_of(mixed=mixed_of(INT8, other), rules={"int8": RULES}, space=Space((INT8, other), BATCHES))
+    missed = [
+        trial_of(1, INT8.point, 1.0),  # as if it were repaired
+        missed_with(2, RULES[0], 0.2),
+        trial_of(3, other.point, verdict=TrialVerdict.REJECTED),
+    ]
+    second = Choice(setting=RULE, value=RULES[1])
+    assert search.next(missed) == other.point.with_choice(second)
+    also = missed_with(4, RULES[1], 0.2)
+    assert search.next([*missed, also]) == Repair("int8")
 
 
 def test_a_repaired_point_asks_for_no_rules_again() -> None:
@@ -234,7 +300,7 @@ def test_a_repaired_point_asks_for_no_rules_again() -> None:
 
 def test_without_a_ranking_nothing_is_repaired() -> None:
     """A graph whose sensitivities cannot be measured is left as it is."""
-    search = search_of(mixed=mixed_of(INT8), rules={"int8": ()}, rankings={"int8": Ranking((), 0)})
+    search = search_of(mixed=mixed_of(INT8), rules={"int8": ()}, rankings={Repair("int8"): Ranking((), 0)})
     assert search.next([MISSED]) == FP16.point
 
 
@@ -250,7 +316,7 @@ def test_another_batch_range_begins_with_the_layers_that_passed_before() -> None
     search = search_of(
         mixed=mixed_of(INT8, other),
         rules={"int8": ()},
-        rankings={"int8": Ranking(LAYERS, 3)},
+        rankings={Repair("int8"): Ranking(LAYERS, 3)},
         space=Space((INT8, other), BATCHES),
     )
     assert search.next(trials) == Point(subject="m/gpu/int8-b64-mixed", choices=(layers,))
@@ -258,7 +324,7 @@ def test_another_batch_range_begins_with_the_layers_that_passed_before() -> None
 
 def test_the_best_third_two_or_three_become_finalists() -> None:
     """Of twelve that passed three, of three two; an equal engine is no finalist of its own."""
-    points = [with_choice(INT8.point, Choice(setting="s", value=number)) for number in range(12)]
+    points = [INT8.point.with_choice(Choice(setting="s", value=number)) for number in range(12)]
     trials = [trial_of(number, point, float(number)) for number, point in enumerate(points, start=1)]
     assert [trial.number for trial in search_of().finalists(trials)] == [1, 2, 3]
     assert [trial.number for trial in search_of().finalists(trials[:3])] == [1, 2]
@@ -273,6 +339,6 @@ def test_the_best_third_two_or_three_become_finalists() -> None:
 )
 def test_each_objective_ranks_by_its_own_measure(objective: Objective, expected: list[int]) -> None:
     """The faster one needs more memory; the one that missed its gate is in no ranking."""
-    missed = trial_of(3, with_choice(FP16.point, LEVEL), verdict=TrialVerdict.REJECTED)
+    missed = trial_of(3, FP16.point.with_choice(LEVEL), verdict=TrialVerdict.REJECTED)
     trials = [trial_of(1, INT8.point, 2.0, memory=10), trial_of(2, FP16.point, 1.0, memory=20), missed]
     assert [trial.number for trial in ranking_of(objective, trials)] == expected

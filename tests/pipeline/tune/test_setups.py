@@ -17,7 +17,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
-from pipeline.tune.records import Choice, Point, TuneRecord
+from pipeline.tune.records import STREAM_SETTING, Choice, Point, TuneRecord
 from pipeline.tune.setups import Setups, name_of, narrowed, values_of
 from tests.conftest import TINY
 from tests.support.plans import config_of, engines_of, plan_of
@@ -229,3 +229,15 @@ def test_a_module_keeps_its_precision() -> None:
     values, dropped = narrowed(config, variant)
     assert values["torch_tensorrt.precisions"] == [variant.precision.value]
     assert "torch_tensorrt.precisions" not in dropped
+
+
+def test_another_number_of_streams_needs_no_folder(setups: Setups) -> None:
+    """Nothing that is built changes by it: the artifact is the same, and only its timing has another key."""
+    point = Point(subject=ENGINE)
+    eight = point.with_choice(Choice(setting=STREAM_SETTING, value=8))
+    plain, other = setups.place(point), setups.place(eight)
+    assert other.project.config.benchmark.streams == 8 != plain.project.config.benchmark.streams
+    assert other.variant == plain.variant
+    assert other.project.paths == plain.project.paths
+    text = setups.narrowed_text(other, eight.choices, "the winner")
+    assert "streams: 8" in text

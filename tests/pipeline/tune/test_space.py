@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model_artifacts.records import Backend, Host
-from pipeline.config.quantization import GROUPS
 from pipeline.planning.plan import Plan
 from pipeline.tune.space import mixed_of, space_of
 from tests.support.hosts import H100, RTX, TRT10, host
 from tests.support.plans import config_of
 
 if TYPE_CHECKING:
+    from model_artifacts.records import Variant
+    from pipeline.tune.records import Choice
     from pipeline.tune.space import Space
 
 MATRIX: dict[str, object] = {"precisions": ["fp32", "fp16", "int8"], "profiles": [1, {"min": 1, "opt": 8, "max": 32}]}
@@ -60,7 +61,7 @@ def test_each_flavour_has_the_settings_that_it_applies() -> None:
         "torch_tensorrt.optimization_level",
         "torch_tensorrt.min_block_size",
     }
-    rtx = space_of(Plan(config_of(**MATRIX), host(H100, flavours=(RTX,))))
+    rtx = space_of(Plan(config_of(precisions=["fp16"]), host(H100, flavours=(RTX,))))
     assert settings(rtx, Backend.TENSORRT) == {"tensorrt.max_aux_streams"}
 
 
@@ -74,28 +75,53 @@ def test_a_range_serves_every_batch_that_it_takes() -> None:
 def test_each_quantised_point_has_one_with_layers_left_in_fp16() -> None:
     """Of the same backend, batches and workspace."""
     plan = Plan(config_of(precisions=["int8", "fp16"]), Host())
-    mixed = {subject: (item.graph, item.ranked, item.contender.subject) for subject, item in mixed_of(plan).items()}
+    mixed = {
+        subject: (item.graph, item.ranked, item.contender.subject)
+        for subject, item in mixed_of(plan, space_of(plan)).items()
+    }
     assert mixed == {
         "m/cpu-x86_64/onnxruntime-int8-cpu": ("int8-cpu", "int8", "m/cpu-x86_64/onnxruntime-int8-mixed-cpu"),
         "m/rtx-sm80+/int8-b1-ws1GiB": ("int8", "int8", "m/rtx-sm80+/int8-mixed-b1-ws1GiB"),
     }
 
 
-def pairs_of(plan: Plan, name: str, groups: tuple[str, ...] = GROUPS) -> dict[str, object]:
+def pairs_of(plan: Plan, name: str, lacking: tuple[str, ...] = ()) -> dict[str, object]:
     """Return the groups of Q/DQ pairs that a contender could be given, with their values."""
-    (found,) = (item for item in space_of(plan, groups).contenders if item.subject.endswith(name))
+
+    def refusal(_variant: Variant, choice: Choice) -> str:
+        return "lacking" if choice.setting.rpartition(".")[2] in lacking else ""
+
+    (found,) = (item for item in space_of(plan, refusal).contenders if item.subject.endswith(name))
     made = [item.choice for item in found.options if item.choice.setting.startswith("quantization.")]
     return {choice.setting.rpartition(".")[2]: choice.value for choice in made}
 
 
 def test_quantised_points_could_be_without_groups_of_pairs() -> None:
-    """Each group that the network has: x86 all of them, TensorRT no concatenations, and fp8 has none at its ends."""
+    """Each group, but what is known to change nothing; fp8 has none at its ends. Layers in FP16 have no such choice."""
     plan = Plan(config_of(precisions=["fp32", "int8", "fp8"]), Host())
-    left = {"sums": False, "pools": False}
-    assert pairs_of(plan, "onnxruntime-int8-cpu") == {"last": True, "first": False, **left, "concats": False}
-    assert pairs_of(plan, "/int8-b1-ws1GiB") == {"last": True, "first": False, **left}
-    assert pairs_of(plan, "onnxruntime-int8-cpu", ("first", "last")) == {"last": True, "first": False}
+    left = dict.fromkeys(("sums", "pools", "concats"), False)
+    assert pairs_of(plan, "onnxruntime-int8-cpu") == {"last": True, "first": False, **left}
+    assert pairs_of(plan, "/int8-b1-ws1GiB", ("sums", "pools", "concats")) == {"last": True, "first": False}
     assert pairs_of(plan, "onnxruntime-fp32") == {}
     gpu = Plan(config_of(precisions=["fp8"]), host(H100, flavours=(TRT10,)))
     assert pairs_of(gpu, "/fp8-b1-ws1GiB") == {"last": True, "first": True, **left}
-    assert mixed_of(plan)["m/cpu-x86_64/onnxruntime-int8-cpu"].contender.options == ()
+    space = space_of(gpu)
+    (mixed,) = mixed_of(gpu, space).values()
+    assert {item.choice.setting.partition(".")[0] for item in mixed.contender.options} == {"tensorrt"}
+
+
+def test_choices_that_are_none_are_told_with_their_reason() -> None:
+    """Once for all variants."""
+    plan = Plan(config_of(**MATRIX), host(H100, flavours=(TRT10,)))
+    space = space_of(plan, lambda _, choice: "no use" if choice.setting.endswith("tactics") else "")
+    assert space.left == (("tensorrt.max_num_tactics: 512", "no use"),)
+    assert "tensorrt.max_num_tactics" not in settings(space, Backend.TENSORRT)
+
+
+def test_build_routes_are_choices_of_engines() -> None:
+    """Of the flavour that has them; each is one more value of the same setting."""
+    plan = Plan(config_of(precisions=["fp16"]), host(H100, flavours=(TRT10,)))
+    space = space_of(plan, routes=("-a=off", "-b=2"))
+    made = [item.choice.value for item in space.contenders[0].options if item.choice.setting == "tensorrt.build_route"]
+    assert made == ["-a=off", "-b=2"]
+    assert "tensorrt.build_route" not in settings(space, Backend.DYNAMO)

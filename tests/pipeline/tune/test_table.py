@@ -12,8 +12,7 @@ from model_artifacts.records import Clock, Key, Precision
 from pipeline.records import LayerProfile, LayerTime, Outcome
 from pipeline.tune.explain import LayerFloor
 from pipeline.tune.frontier import frontier_of
-from pipeline.tune.records import Answer, Effect, ScreenedRule, Standing, TrialVerdict, TuneRecord
-from pipeline.tune.search import with_choice
+from pipeline.tune.records import Answer, Effect, Peer, ScreenedRule, Standing, StreamRate, TrialVerdict, TuneRecord
 from pipeline.tune.table import (
     answer_lines,
     effect_lines,
@@ -30,7 +29,7 @@ from tests.support.searches import LEVEL, OBJECTIVES, WORLDS, World, contender, 
 POINT = contender("int8-b1").point
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 STANDING = Standing(
-    point=with_choice(POINT, LEVEL), trial=1, batch=1, clock=Clock.GPU_GRAPH, value=0.1, low=0.09, high=0.11,
+    point=POINT.with_choice(LEVEL), trial=1, batch=1, clock=Clock.GPU_GRAPH, value=0.1, low=0.09, high=0.11,
     drop=0.0, restarts=3,
 )  # fmt: skip
 
@@ -57,7 +56,7 @@ def test_no_line_is_wider_than_80_columns(world: World) -> None:
 
 def test_a_trial_shows_its_choices_its_values_and_the_time_left() -> None:
     """A star marks the frontier."""
-    trial = trial_of(1, with_choice(POINT, LEVEL), 0.5, drop=0.002, memory=3_000_000)
+    trial = trial_of(1, POINT.with_choice(LEVEL), 0.5, drop=0.002, memory=3_000_000)
     assert trial_lines(trial, [trial], 42.0) == [
         f"{'  1  gpu/int8-b1':<65}10 s, 42 s left",
         "     + tensorrt.optimization_level: 5",
@@ -76,7 +75,7 @@ def test_a_trial_that_did_not_pass_shows_its_reason() -> None:
 
 def test_the_frontier_is_a_table() -> None:
     """A batch size that a trial does not take is empty."""
-    lines = frontier_lines([trial_of(1, with_choice(POINT, LEVEL), 0.5, batches=(1,))], OBJECTIVES)
+    lines = frontier_lines([trial_of(1, POINT.with_choice(LEVEL), 0.5, batches=(1,))], OBJECTIVES)
     assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "MB"]
     assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "0.0"]
 
@@ -99,6 +98,39 @@ def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
         "    1 of 1 others tie: the intervals overlap",
         "    to rebuild it: m/tune/x.yaml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        ({"ratio": 2.0, "least": 1.9, "most": 2.1}, "2.00 times as fast as inductor-fp16 (at least 1.90)"),
+        (
+            {"ratio": 1.0, "least": 0.9, "most": 1.1},
+            "not told apart from inductor-fp16: the intervals of the two overlap",
+        ),
+        (
+            {"ratio": 0.5, "least": 0.4, "most": 0.8},
+            "inductor-fp16 is faster: at least 1.25 times as fast as the winner",
+        ),
+        ({"ratio": 2.0}, "2.00 times as fast as inductor-fp16, after one restart"),
+    ],
+    ids=["slower", "alike", "faster", "one restart"],
+)
+def test_a_peer_has_its_ratio(peer: dict[str, float], expected: str) -> None:
+    """A peer that is faster is said to be, and no ratio is claimed that the intervals do not allow."""
+    beside = Peer.model_validate({"subject": "m/gpu/inductor-fp16", "clock": Clock.HOST, **peer})
+    lines = answer_lines(record_of(Answer(objective="latency at batch 1", standings=(STANDING,), peers=(beside,))))
+    assert f" {expected}, by the host's clock " in " ".join(line.strip() for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_rates_have_their_number_of_streams() -> None:
+    """The one that won is in the winner's own line."""
+    rates = tuple(StreamRate(streams=number, batch=64, rate=1000.0 * number) for number in (1, 2, 8))
+    winner = STANDING.model_copy(update={"batch": 64, "clock": Clock.STREAMS, "value": 8000.0, "streams": 8})
+    lines = answer_lines(record_of(Answer(objective="throughput", standings=(winner,), streams=rates)))
+    assert "    images/s by the number of streams: 1: 1,000, 2: 2,000, 8: 8,000" in lines
+    assert "    8,000 images/s (95 %: 0 to 0), batch 64, 8 streams" in lines
 
 
 def test_a_speed_up_that_noise_could_make_is_not_claimed() -> None:

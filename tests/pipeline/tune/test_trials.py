@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import shutil
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model_artifacts.errors import NewerRecordError
 from model_artifacts.host.environment import missing_driver
-from model_artifacts.records import SCHEMA_VERSION, Graph, Setting
-from pipeline.planning.project import Project
-from pipeline.stages import STAGES
-from pipeline.stages.sensitivity.ranges import JudgedRule
-from pipeline.tune.records import Choice, Point, ScreenedRule, Trial, TrialVerdict
+from model_artifacts.records import SCHEMA_VERSION, Setting
+from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.setups import Setups
-from pipeline.tune.trials import RULES, Trials, drop_of, refusal_of, screened_of, screened_rules, screening_of
+from pipeline.tune.trials import Trials, drop_of, refusal_of, screening_of
 from tests.support.records import with_digest
 from tests.support.searches import LEVEL, STREAMS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipeline.config.quantization import RangeRule
+    from pipeline.planning.project import Project
 
 pytestmark = pytest.mark.skipif(not missing_driver(), reason="a search on a GPU is in tests/gpu")
 ENGINE, INT8 = "tiny/rtx-sm80+/fp32-b1-ws16MiB", "tiny/cpu-x86_64/onnxruntime-int8-cpu"
-
-
-@pytest.fixture
-def copied_search(searched_folder: Path, tmp_path: Path) -> Project:
-    """A copy of the search, to go on with."""
-    shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
-    return Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES)
 
 
 def test_a_setting_that_the_library_lacks_ends_a_trial_after_the_build(copied_search: Project) -> None:
@@ -61,7 +46,7 @@ def test_choices_that_cannot_be_made_fail_alone_and_are_tried_again(copied_searc
 
 
 def test_groups_of_pairs_and_ranges_are_built_and_judged(copied_search: Project) -> None:
-    """Each is a graph of its own in a folder of its own; an unchanged graph is timed once."""
+    """Each is a graph of its own in a folder of its own; for an unchanged graph nothing is built."""
     store = Trials(Setups(copied_search))
     found = []
     for setting, value in (("quantization.last", True), ("quantization.calibration", "max")):
@@ -69,9 +54,30 @@ def test_groups_of_pairs_and_ranges_are_built_and_judged(copied_search: Project)
         found.append(store.make(Point(subject=INT8, choices=(choice,)), store.read(), 600.0))
     base = store.read()[0]
     last, own = found
-    assert {trial.verdict for trial in (base, last, own)} == {TrialVerdict.REJECTED}  # by the gate of this search
-    assert base.engine == own.engine != last.engine  # x86's own rule is the maximum
-    assert own.drop == base.drop
+    assert {trial.verdict for trial in (base, last)} == {TrialVerdict.REJECTED}  # by the gate of this search
+    assert base.graph == own.graph != last.graph  # x86's own rule is the maximum
+    assert (own.verdict, own.same_as) == (TrialVerdict.UNCHANGED, base.number)
+    assert own.reason == f"its graph is that of trial {base.number}; nothing was built"
+    place = store.setups.place(own.point)
+    assert not place.project.paths.artifact(place.variant).exists()
+    assert store.read()[-1] == own
+
+
+def test_the_same_graph_with_another_setting_of_the_builder_is_built(copied_search: Project) -> None:
+    """It is another engine, unless a point has that setting, too."""
+    store = Trials(Setups(copied_search))
+    rule, int8 = Choice(setting="quantization.calibration", value="99.995%"), ENGINE.replace("fp32", "int8")
+    plain = next(trial for trial in store.read() if trial.point.subject == int8)
+    found = [plain]
+    for choices in ((STREAMS,), (STREAMS, rule), (rule,)):
+        ordered = tuple(sorted(choices, key=lambda item: item.setting))
+        found.append(store.make(Point(subject=int8, choices=ordered), found, 600.0))
+    assert {trial.graph for trial in found} == {plain.graph}
+    assert [(trial.verdict, trial.same_as) for trial in found[1:]] == [
+        (TrialVerdict.SKIPPED, None),
+        (TrialVerdict.UNCHANGED, found[1].number),
+        (TrialVerdict.UNCHANGED, plain.number),
+    ]
 
 
 def test_a_group_that_the_network_lacks_fails_alone(copied_search: Project) -> None:
@@ -81,46 +87,6 @@ def test_a_group_that_the_network_lacks_fails_alone(copied_search: Project) -> N
     trial = store.make(Point(subject=INT8, choices=(choice,)), store.read(), 600.0)
     assert trial.verdict is TrialVerdict.FAILED
     assert "the graph has no concats" in trial.reason
-
-
-def test_judged_rules_are_kept(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search has judged them; another gate, or another meaning of answers, judges them again."""
-    monkeypatch.setattr("pipeline.stages.sensitivity.ranges.judge_rules", None)
-    found = screened_rules(copied_search, Graph.INT8_CPU)
-    assert [item.rule for item in found] == ["max", "entropy", "mse", "99.9%", "99.99%", "99.999%"]
-    config = copied_search.config
-    gates = config.gates.model_copy(update={"margin": 0.5})
-    model = config.model.model_copy(update={"tolerance": (0.5,)})
-    for changed in ({"gates": gates}, {"model": model}):
-        other = replace(copied_search, plan=replace(copied_search.plan, config=config.model_copy(update=changed)))
-        with pytest.raises(TypeError, match="not callable"):
-            screened_rules(other, Graph.INT8_CPU)
-
-
-def test_only_rules_that_this_onnx_runtime_takes_are_judged(
-    copied_search: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Python 3.10 has no ranges from files: entropy would fail, and no other rule would be judged."""
-    judged: list[str] = []
-
-    def judge(_project: Project, _graph: Graph, rules: list[RangeRule]) -> list[JudgedRule]:
-        judged.extend(rule.text for rule in rules)
-        return [JudgedRule(rule, kept=False, loss=0.0, distance=0.1) for rule in rules]
-
-    monkeypatch.setattr("pipeline.stages.quantize.placing.TAKES_RANGES", False)
-    monkeypatch.setattr("pipeline.stages.sensitivity.ranges.judge_rules", judge)
-    found = screened_rules(copied_search, Graph.INT8_CPU)
-    assert [item.rule for item in found] == judged == ["max", "99.9%", "99.99%", "99.999%"]
-
-
-def test_outputs_that_are_not_finite_are_no_rule() -> None:
-    """Nothing is nearer or farther than they are; without the graph's own there is nothing to compare with."""
-    own, wild = (
-        JudgedRule(RULES[0], kept=False, loss=-0.01, distance=0.1),
-        JudgedRule(RULES[1], kept=False, loss=1.0, distance=math.nan),
-    )
-    assert screened_of([own, wild]) == (ScreenedRule(rule="max", kept=False, loss=0.0, distance=0.1),)
-    assert screened_of([wild, own]) == screened_of([]) == ()
 
 
 def test_a_lost_or_damaged_trial_is_made_again_from_what_is_built(copied_search: Project) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from pipeline.config.settings import Executor
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
-from pipeline.tune.search import RULE
+from pipeline.tune.repair import RULE
+from pipeline.tune.search import Search
 from pipeline.tune.tuning import Wishes, tune
 from tests.conftest import REPOSITORY
 from tests.pipeline.tune.conftest import HOUR
@@ -38,16 +40,19 @@ def record_of(project: Project) -> TuneRecord:
 
 
 def test_int8_missed_its_gate_and_was_repaired(searched: Project) -> None:
-    """Other ranges are nearer and miss it, too; with one layer in floating point it passes. Only that was timed."""
+    """Other ranges are nearer and miss it, too; the nearest passes with a layer in floating point, and is timed."""
     trials = trials_of(searched)
     missed = trials[:3]
     assert {(trial.point.subject, trial.verdict) for trial in missed} == {(INT8, TrialVerdict.REJECTED)}
     assert [trial.screened for trial in missed] == [(), (), ()]
     assert "relative L2" in missed[0].reason
     assert [[choice.setting for choice in trial.point.choices] for trial in missed] == [[], [RULE], [RULE]]
+    assert missed[0].relative_l2 is not None
+    (nearest,) = min(missed, key=lambda trial: trial.relative_l2 or math.inf).point.choices
     repaired = trials[3]
     assert repaired.point.subject == "tiny/cpu-x86_64/onnxruntime-int8-mixed-cpu"
     assert [len(choice.value) for choice in repaired.point.choices if isinstance(choice.value, tuple)] == [1]
+    assert [choice for choice in repaired.point.choices if choice.setting == RULE] == [nearest]
     assert repaired.passed
 
 
@@ -112,6 +117,21 @@ def test_a_drop_that_is_accepted_is_a_bound_of_its_own(searched_folder: Path, tm
     assert (record.passed, record.answers) == (0, ())
     assert "--max-drop accepts" in stream.getvalue()
     assert sorted(project.paths.tune.glob("*.yaml")) == []  # no winner of the former bound is left
+
+
+def test_a_repair_that_the_budget_ends_is_not_the_end(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are tried, the answer is theirs, and the record says that more budget goes on."""
+    tuned = copied_search.paths.tune
+    for path in (tuned / "trials" / "0004.json", *tuned.glob("ranges-*"), *tuned.rglob("*.sensitivity.json")):
+        path.unlink()
+    monkeypatch.setattr(Search, "repair_seconds", lambda _search, _trials: 1e-3)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("memory",)), stream)
+    assert "no other ranges of int8-cpu: no result within the limit of 0.001 s" in stream.getvalue()
+    assert "no repair of int8: no result within the limit of 0.001 s" in stream.getvalue()
+    assert not record.complete
+    assert [standing.point.subject for standing in record.answers[0].standings] == [FP32]
+    assert record_of(copied_search) == record
 
 
 def test_a_configuration_of_a_farm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

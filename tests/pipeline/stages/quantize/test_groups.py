@@ -148,10 +148,23 @@ def test_outer_layers_are_added(copied: Path) -> None:
     assert [record.left_layers for record in records] == [0, 0]
 
 
-def test_layers_that_stay_by_themselves_are_not_counted_twice(copied: Path) -> None:
-    """`last: false` says what holds anyway: the gate spares the last product already."""
+def test_layers_that_stay_by_themselves_are_no_change(copied: Path) -> None:
+    """`last: false` says what holds anyway: the gate spares the last product already, and the graph is the same."""
     _, (record,) = residual_of(copied, "quantization: {last: false}\n", Graph.INT8)
     assert record.left_layers == 0
+    (copied / "pipeline.yaml").write_text((copied / "pipeline.yaml").read_text().replace("{last: false}", "{}"))
+    plain = make_quantized(Project.load(copied / "pipeline.yaml", STAGES), Graph.INT8)
+    assert record.canonical_sha256 == plain.canonical_sha256
+
+
+def test_ends_without_kernels_are_not_added(tmp_path: Path) -> None:
+    """No fp8 convolution has a filter of 7×7; int8 and x86 have it by themselves."""
+    model = residual_graph()
+    weight = next(item for item in model.graph.initializer if item.name == "first.weight")
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((8, 3, 7, 7), np.float32), weight.name))
+    images = Given(np.zeros((1, 3, 32, 32), np.float32))
+    with pytest.raises(QuantizeError, match=r"quantization\.first: TensorRT has no fp8 kernels for first\n"):
+        place_pairs(images, Graph.FP8, model, tmp_path / "placed.onnx", settings=settings_of(first=True))
 
 
 def test_groups_are_in_the_key_of_the_graph_alone(copied: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.records import Graph
-from pipeline.stages.quantize.placement import outer_layers, quantizer_settings
+from pipeline.config.quantization import GROUPS, QuantizationConfig
+from pipeline.stages.quantize.groups import left_by, members
+from pipeline.stages.quantize.placement import AUTO, moves_pairs, outer_layers, quantizer_settings
 from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import carry_skips_in_int8, leave, leave_idle, quantized_nodes
 from tests.support.quantized_graphs import Given, nodes, read_by, residual_graph, run, weights
@@ -233,3 +235,42 @@ def test_each_outputs_last_product_stays(outputs: tuple[str, ...], kept: list[st
     for swapped in (False, True) if len(outputs) > 1 else (False,):
         found = outer_layers(with_heads(*outputs, swapped=swapped), precision)
         assert found == kept + (["a"] if precision is Graph.FP8 else [])
+
+
+def quantized(precision: Graph, settings: QuantizationConfig, folder: Path) -> str:
+    """Return the digest of the residual graph as it leaves the quantiser, without the pairs of groups left out."""
+    fp32, file = residual_graph(), folder / "placed.onnx"
+    values = {item.name: numpy_helper.to_array(item) for item in fp32.graph.initializer}
+    left = left_by(settings, fp32)
+    images = Given(RANDOM.normal(size=(2, 3, 32, 32)).astype(np.float32))
+    place_pairs(images, precision, fp32, file, settings=settings)
+    placed = onnx.load(file)
+    if precision is Graph.INT8:
+        carry_skips_in_int8(placed)
+    if not precision.for_x86:
+        placed = leave_idle(leave(placed, values, left) if left else placed, values)
+    return " ".join(sorted(f"{item.name}<{','.join(item.input)}" for item in placed.graph.node))
+
+
+@pytest.mark.parametrize(
+    ("precision", "idle"),
+    [
+        (Graph.INT8, {("first", True), ("last", False)}),
+        (Graph.INT8_CPU, {("first", True), ("last", False)}),
+        (Graph.FP8, {("first", False), ("last", False), ("pools", False)}),
+    ],
+    ids=["int8", "x86", "fp8"],
+)
+def test_settings_that_move_no_pair_are_known(precision: Graph, idle: set[tuple[str, bool]], tmp_path: Path) -> None:
+    """What is foretold to change nothing changes nothing in the quantiser."""
+    auto = quantized(precision, AUTO, tmp_path)
+    settings = [(group, False) for group in GROUPS if members(residual_graph(), group)]
+    foretold, moving = set(), set()
+    for group, placed in [*settings, ("first", True), ("last", True)]:
+        if not moves_pairs(precision, residual_graph(), group, placed=placed):
+            foretold.add((group, placed))
+        if quantized(precision, QuantizationConfig.model_validate({group: placed}), tmp_path) != auto:
+            moving.add((group, placed))
+    assert foretold == idle
+    assert not foretold & moving
+    assert moving

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.errors import CrashedError
 from model_artifacts.records import Graph
 from pipeline.config.quantization import RangeMethod, RangeRule
 from pipeline.stages.sensitivity.ranges import judge_rules
@@ -29,3 +30,9 @@ def test_each_rule_is_judged_beside_fp32(built: Project, graph: Graph) -> None:
     assert 0 < max(most.distance, least.distance) < 0.1 < clipped.distance
     assert not clipped.kept
     assert clipped.loss >= 0
+
+
+def test_too_long_is_no_result(built: Project) -> None:
+    """The process is ended, and the message says so."""
+    with pytest.raises(CrashedError, match=r"no result within the limit of 0\.001 s"):
+        judge_rules(built, Graph.INT8, RULES, timeout_seconds=1e-3)

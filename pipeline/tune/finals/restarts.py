@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import RecordError
 from model_artifacts.host.environment import now, tools
-from model_artifacts.records import Layout
+from model_artifacts.records import Backend, Clock, Layout
 from pipeline.planning.keys import make_key
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_together
+from pipeline.tune.finals.entrants import NOTHING_ELSE, Entrants
 from pipeline.tune.records import FinalRestart, FinalSet, Point
 from pipeline.tune.trials import VERSION, Waits
 
@@ -35,13 +36,20 @@ class Finals:
 
     setups: Setups
     finalists: tuple[Trial, ...]
+    entrants: Entrants = NOTHING_ELSE
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
-        """The finalists, then eager FP32."""
-        own = [trial.point for trial in self.finalists]
+        """The finalists, what else takes part, then eager FP32."""
+        own = [trial.point for trial in (*self.finalists, *self.entrants.rivals)]
         baseline = self.setups.baseline(own[0]) if own else None
-        return (*own, *([Point(subject=baseline)] if baseline else []))
+        eager = [Point(subject=baseline)] if baseline else []
+        return (*own, *self.entrants.streams, *self.entrants.baselines, *eager)
+
+    def backends(self) -> dict[int, str]:
+        """Return the backend of each point but eager FP32, by its place."""
+        backends = {index: place.variant.backend for index, place in enumerate(self._places)}
+        return {index: found.value for index, found in backends.items() if found is not Backend.EAGER}
 
     @cached_property
     def _places(self) -> list[Place]:
@@ -94,7 +102,11 @@ class Finals:
             toolchain=tools("cuda-bindings") if gpu else tools("torch", "onnxruntime-gpu"),
             restart=restart,
             finalists=self.points,
-            sets=tuple(found for index, item in enumerate(measured) for found in _sets(index, item)),
+            sets=tuple(
+                found
+                for index, (item, place) in enumerate(zip(measured, places, strict=True))
+                for found in _sets(index, item, place.project.config.benchmark.streams)
+            ),
             failures=tuple(
                 f"{point.text}: {item.ending.reason}"
                 for point, item in zip(self.points, measured, strict=True)
@@ -105,14 +117,15 @@ class Finals:
         return base.write(self.path(key, restart), record)
 
 
-def _sets(index: int, measured: Measured) -> list[FinalSet]:
+def _sets(index: int, measured: Measured, streams: int) -> list[FinalSet]:
     """Return the medians of a finalist's rounds, of the faster layout of each clock and batch size."""
     found: dict[tuple[int, str], FinalSet] = {}
     for what, rounds in measured.rounds.items():
         if measured.ending:
             continue
         medians = tuple(median(item.samples.milliseconds) for item in rounds)
-        own = FinalSet(finalist=index, batch=what.batch, clock=what.clock, rounds_ms=medians)
+        several = streams if what.clock is Clock.STREAMS else None
+        own = FinalSet(finalist=index, batch=what.batch, clock=what.clock, rounds_ms=medians, streams=several)
         best = found.get((what.batch, what.clock.value))
         if best is None or (what.layout is not Layout.CONTIGUOUS and median(medians) < median(best.rounds_ms)):
             found[what.batch, what.clock.value] = own

@@ -38,7 +38,8 @@ def value_of(objective: str, standing: Standing) -> str:
         return f"{standing.value / 1e6:.1f} MB"
     if objective == "throughput":
         ends = _interval(standing, f"{standing.low:,.0f} to {standing.high:,.0f}")
-        return f"{standing.value:,.0f} images/s ({ends}), batch {standing.batch}"
+        streams = f", {standing.streams} streams" if standing.streams else ""
+        return f"{standing.value:,.0f} images/s ({ends}), batch {standing.batch}{streams}"
     return f"{standing.value:.4g} ms ({_interval(standing, f'{standing.low:.4g} to {standing.high:.4g}')})"
 
 

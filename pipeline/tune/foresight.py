@@ -1,0 +1,151 @@
+"""Choices that change nothing, or that the library cannot apply: known before anything is built for them."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from model_artifacts.errors import ArtifactError
+from model_artifacts.records import Backend
+from model_artifacts.tensorrt.flavour import load_flavour
+from pipeline.adapters.tensorrt_refusals import build_routes, refusals
+from pipeline.config.tensorrt import TensorRTConfig
+from pipeline.config.values import QUANTIZED_PRECISIONS
+from pipeline.system.isolation import run_isolated
+from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import onnx
+
+    from model_artifacts.records import EngineFlavour, Gpu, Graph, Variant
+    from pipeline.config.settings import Config
+    from pipeline.planning.plan import Plan
+    from pipeline.planning.project import Project
+    from pipeline.tune.records import Choice
+
+
+class Library(NamedTuple):
+    """What a flavour of TensorRT says of choices, without a build."""
+
+    refused: dict[Choice, str]
+    """Those that it cannot apply, with the reasons."""
+    routes: tuple[str, ...] = ()
+    """Its build routes; none if it has none."""
+    remark: str = ""
+    """A line about what is unknown of it, with the reason; empty if nothing is."""
+
+
+class Foresight(NamedTuple):
+    """What is known of the choices of a search before it begins."""
+
+    plan: Plan
+    pairs: Mapping[tuple[Graph, Choice], str] = MappingProxyType({})
+    """The choices of Q/DQ pairs that move none in a graph, with the reasons."""
+    libraries: Mapping[EngineFlavour, Library] = MappingProxyType({})
+    """What each flavour of TensorRT says of the builder's settings."""
+
+    def refusal(self, variant: Variant, choice: Choice) -> str:
+        """Return the reason why a variant cannot be given a choice, or would not change by it; empty if it can."""
+        if is_own(self.plan.config, choice):
+            return "the configuration has it"
+        if variant.graph and (variant.graph, choice) in self.pairs:
+            return self.pairs[variant.graph, choice]
+        if choice in BUILDER_CHOICES and variant.backend is Backend.TENSORRT:
+            library = self.libraries.get(self.plan.engine_target(variant).flavour)
+            return library.refused.get(choice, "") if library else ""
+        return ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is unknown of the libraries, a line each."""
+        return tuple(library.remark for library in self.libraries.values() if library.remark)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The build routes of all flavours."""
+        return tuple(route for library in self.libraries.values() for route in library.routes)
+
+
+def foresight_of(project: Project) -> Foresight:
+    """Return what is known of the choices of a project's search, whose graphs are made."""
+    plan = project.plan
+    pairs: dict[tuple[Graph, Choice], str] = {}
+    if {*project.config.precisions} & QUANTIZED_PRECISIONS:
+        from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - onnx is slow
+
+        graphs = {item.graph for item in plan.variants if item.graph and item.precision in QUANTIZED_PRECISIONS}
+        pairs = idle_pairs(fp32_of(project), graphs)
+    engines = [item for item in plan.variants if item.backend is Backend.TENSORRT]
+    targets = {plan.engine_target(item).flavour: item.target for item in engines}
+    libraries = {
+        flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
+        for flavour, target in targets.items()
+    }
+    return Foresight(plan, pairs, libraries)
+
+
+def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
+    """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons."""
+    from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
+    from pipeline.stages.quantize.placement import moves_pairs  # noqa: PLC0415 - the same
+
+    found = {}
+    for choice in PAIR_CHOICES:
+        group = choice.setting.rpartition(".")[2]
+        lacking = not members(model, group)
+        for graph in graphs:
+            if lacking or not moves_pairs(graph, model, group, placed=choice.value is True):
+                found[graph, choice] = "the network has none" if lacking else f"{graph.value} stays the same"
+    return found
+
+
+def is_own(config: Config, choice: Choice) -> bool:
+    """Return True if a choice has the value that the configuration has already. Pure."""
+    section, _, name = choice.setting.partition(".")
+    own = getattr(config, section)
+    written = list(choice.value) if isinstance(choice.value, tuple) else choice.value
+    return bool(getattr(type(own).model_validate({name: written}), name) == getattr(own, name))
+
+
+def library_of(flavour: EngineFlavour, gpu: Gpu | None, choices: Sequence[Choice], rerun: str) -> Library:
+    """Ask a flavour's library about choices, in a process of its own.
+
+    Args:
+        flavour: the flavour.
+        gpu: the GPU that engines are built on; None without one.
+        choices: the choices of the builder's settings.
+        rerun: the command that repeats the search, for messages.
+    """
+    try:
+        return run_isolated(_told, flavour, gpu, tuple(choices), rerun=rerun)
+    except ArtifactError as exc:  # each trial says it again, with its own reason
+        return Library({}, remark=f"what the library cannot apply is found by a build: {exc.what}")
+
+
+def _told(name: EngineFlavour, gpu: Gpu | None, choices: tuple[Choice, ...]) -> Library:
+    flavour = load_flavour(name)
+    refused = {}
+    for choice in choices:
+        setting = choice.setting.rpartition(".")[2]
+        written = list(choice.value) if isinstance(choice.value, tuple) else choice.value
+        if reason := refusals(flavour, TensorRTConfig.model_validate({setting: written})).get(setting):
+            refused[choice] = reason
+    try:
+        if gpu is None:
+            return Library(refused)
+        from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+        cuda.use(gpu)
+        return Library(refused, build_routes(flavour))
+    except ArtifactError as exc:
+        return Library(refused, remark=f"its build routes are not tried: {exc.what}")
+
+
+def left_lines(left: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason, with the choices that are none for it. Pure."""
+    by_reason: dict[str, list[str]] = {}
+    for choice, reason in left:
+        by_reason.setdefault(reason, []).append(choice)
+    return [f"no choice: {', '.join(dict.fromkeys(choices))}: {reason}" for reason, choices in by_reason.items()]

@@ -1,0 +1,105 @@
+"""What is known of choices before anything is built: of the configuration, of the network, and of the library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.records import EngineFlavour, Graph, Host
+from pipeline.planning.plan import Plan
+from pipeline.tune.foresight import Foresight, Library, idle_pairs, is_own, left_lines, library_of
+from pipeline.tune.records import Choice
+from pipeline.tune.space import BUILDER_CHOICES
+from tests.support.plans import config_of
+from tests.support.quantized_graphs import residual_graph
+from tests.support.searches import LEVEL, STREAMS
+
+if TYPE_CHECKING:
+    from model_artifacts.records import Variant
+
+PLAN = Plan(config_of(precisions=["fp32", "int8"]), Host())
+
+
+def variant_of(graph: Graph, backend: str = "") -> Variant:
+    """Return the first variant of a graph."""
+    return next(item for item in PLAN.variants if item.graph is graph and item.backend.value.startswith(backend))
+
+
+def test_settings_that_the_library_lacks_are_no_choices() -> None:
+    """TensorRT-RTX is installed here, and times no tactics; what it applies is left."""
+    library = library_of(EngineFlavour.TENSORRT_RTX, None, BUILDER_CHOICES, "doit tune")
+    assert [choice for choice in BUILDER_CHOICES if choice not in library.refused] == [
+        choice for choice in BUILDER_CHOICES if choice.setting == STREAMS.setting
+    ]
+    assert "builds ahead of time" in library.refused[LEVEL]
+    foresight = Foresight(PLAN, libraries={EngineFlavour.TENSORRT_RTX: library})
+    engine, onnx = variant_of(Graph.FP32, "tensorrt"), variant_of(Graph.FP32, "onnxruntime")
+    assert foresight.refusal(engine, LEVEL) == library.refused[LEVEL]
+    assert foresight.refusal(engine, STREAMS) == foresight.refusal(onnx, LEVEL) == ""
+
+
+def test_a_library_that_is_not_here_refuses_nothing() -> None:
+    """Its builds say why they fail."""
+    library = library_of(EngineFlavour.TENSORRT, None, BUILDER_CHOICES, "doit tune")
+    assert (library.refused, library.routes) == ({}, ())
+    assert library.remark.startswith("what the library cannot apply is found by a build: tensorrt is not installed")
+    assert Foresight(PLAN, libraries={EngineFlavour.TENSORRT: library}).remarks == (library.remark,)
+
+
+@pytest.mark.parametrize(
+    ("graph", "setting", "value", "reason"),
+    [
+        (Graph.INT8, "quantization.sums", False, ""),
+        (Graph.INT8, "quantization.concats", False, "the network has none"),
+        (Graph.FP8, "quantization.pools", False, "fp8 stays the same"),
+    ],
+    ids=["sums", "concats", "pools"],
+)
+def test_pairs_that_no_setting_moves_are_no_choices(graph: Graph, setting: str, value: object, reason: str) -> None:
+    """The residual network has sums and a pool, and no concatenation; fp8 has no pairs at pools."""
+    variant = variant_of(Graph.INT8, "tensorrt").model_copy(update={"graph": graph})
+    found = Foresight(PLAN, idle_pairs(residual_graph(), [graph])).refusal(
+        variant, Choice.model_validate({"setting": setting, "value": value})
+    )
+    assert found == reason
+
+
+@pytest.mark.parametrize(
+    ("section", "choice"),
+    [
+        ({"tensorrt": {"l2_limit_for_tiling": "16MiB"}}, Choice(setting="tensorrt.l2_limit_for_tiling", value="16MiB")),
+        (
+            {"tensorrt": {"tactic_sources": ["cublas", "jit_convolutions"]}},
+            Choice(setting="tensorrt.tactic_sources", value=("cublas", "jit_convolutions")),
+        ),
+        ({"quantization": {"last": True}}, Choice(setting="quantization.last", value=True)),
+        ({"torch_tensorrt": {"min_block_size": 1}}, Choice(setting="torch_tensorrt.min_block_size", value=1)),
+    ],
+    ids=["bytes", "list", "group", "module"],
+)
+def test_what_the_configuration_has_is_no_choice(section: dict[str, object], choice: Choice) -> None:
+    """It would be built a second time in a folder of its own."""
+    assert is_own(config_of(**section), choice)
+    assert not is_own(config_of(), choice)
+    plan = Plan(config_of(**section), Host())
+    assert Foresight(plan).refusal(plan.variants[0], choice) == "the configuration has it"
+
+
+def test_each_reason_is_told_once() -> None:
+    """With all choices that are none for it."""
+    left = [
+        ("tensorrt.a: 1", "no use"),
+        ("quantization.sums: false", "int8 stays the same"),
+        ("tensorrt.b: 2", "no use"),
+    ]
+    assert left_lines(left) == [
+        "no choice: tensorrt.a: 1, tensorrt.b: 2: no use",
+        "no choice: quantization.sums: false: int8 stays the same",
+    ]
+
+
+def test_routes_of_all_libraries_are_choices() -> None:
+    """Those that have any."""
+    libraries = {EngineFlavour.TENSORRT: Library({}, ("-a=off",)), EngineFlavour.TENSORRT_RTX: Library({})}
+    assert Foresight(PLAN, libraries=libraries).routes == ("-a=off",)
