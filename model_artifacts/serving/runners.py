@@ -103,14 +103,24 @@ def _open_engine(file: ArtifactFile, contexts: int, kept: KeptKernels | None) ->
         try:
             yield _OnGpu(gpu, lanes)
         finally:
-            with cuda.using(gpu), still_there:
-                pass
+            _end(gpu, still_there)
 
     try:
         yield Opened(tuple(partial(run_session, gpu, session) for session in sessions), overlap)
     finally:
-        with cuda.using(gpu), still_open:
-            _keep(kept, sessions, first.kernels)
+        still_open.callback(_keep, kept, sessions, first.kernels)  # before they end
+        _end(gpu, still_open)
+
+
+def _end(gpu: Gpu, opened: ExitStack) -> None:
+    """Give back what is open on a GPU, on whatever thread: a garbage collection may do so."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    try:
+        with cuda.beside_captures(), cuda.using(gpu):
+            opened.close()
+    finally:
+        opened.close()  # after an error of CUDA, which `using` meets first; else nothing is left
 
 
 class _OnGpu:

@@ -171,7 +171,7 @@ class Session:
         """
         inputs = {spec.name for spec in self._inputs}
         for name, size in largest_bytes(self._loaded, self._context).items():
-            pointer = self._buffers.allocate(name, size)
+            pointer = self._buffers.allocate(name, size, self.stream if name in inputs else None)
             self._context.set_address(name, pointer)
             if name in inputs:
                 self._own_pointers[name] = pointer
@@ -181,8 +181,7 @@ class Session:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
         self._ended, self._graph, self._shapes, self._padded = True, None, (), ()
         self._sent, self._fetched = [], []
-        self._graphs.close()
-        self._buffers.close()
+        cuda.close_all([self._buffers, self._graphs])
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - numpy in, numpy out; any library's GPU array in, ours out
         """Run one batch and wait for it.
@@ -236,7 +235,8 @@ class Session:
         require_batch(self._inputs, self._loaded.batches, arrays)
         self._prepare_graph(shapes_of(arrays))
         for place, array in zip(self._sent, arrays, strict=True):
-            cuda.copy_to_gpu(place.rows, np.ascontiguousarray(array), self.stream)
+            place.staged[...] = array  # from here `enqueue_with_copies` sends it again
+            cuda.copy_to_gpu(place.rows, place.staged, self.stream)
         self._fill_up()
         self.stream.synchronize()
 
@@ -262,6 +262,8 @@ class Session:
 
     def enqueue_with_copies(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         """Enqueue as `enqueue` does, with copies from pinned host memory before and back to it after.
+
+        What is copied is the batch of the last `upload`.
 
         Returns:
             the host's array that the logits are copied to; of several outputs, such an array by the name of each. It
