@@ -18,8 +18,8 @@ import numpy as np
 from model_artifacts.errors import RunError, UsageError
 from model_artifacts.serving.line import Line
 from model_artifacts.serving.pool import WAITED, closed
+from model_artifacts.serving.runners import run_joined
 from model_artifacts.sessions.feeds.batches import each, values_of
-from model_artifacts.sessions.onnx import joined
 
 if TYPE_CHECKING:
     from collections import deque
@@ -184,7 +184,7 @@ class _Calls:
         """Run calls as one batch; if that fails, each of them alone. Return what gives each its own rows."""
         if len(group) > 1:
             try:
-                outputs = _checked(run(joined([call.batch for call in group])), sum(call.rows for call in group))
+                outputs = _checked(run_joined(run, [call.batch for call in group]), sum(call.rows for call in group))
             except Exception as exc:  # noqa: BLE001 - whatever a runner raises; each caller gets the error of its rows
                 log.info("a batch of %d calls failed, and each of them runs alone: %s", len(group), exc)
             else:

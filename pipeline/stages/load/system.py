@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from functools import partial
-from itertools import groupby, repeat
+from itertools import cycle, groupby, islice, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from model_artifacts.serving.line import Line
 from model_artifacts.serving.pool import WAITED, Pool, closed
+from model_artifacts.serving.runners import run_joined
+from model_artifacts.sessions.feeds.batches import each
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import BatchRange, LoadSettings
@@ -95,11 +96,11 @@ class System:
 
         A batch that fails is reported, too: LoadGen would wait for it without an end.
         """
-        numbers = np.array([number for _, _, number, _ in group], np.int64)
-        if len(group) < self._least:
-            numbers = np.resize(numbers, self._least)
+        numbers = [number for _, _, number, _ in group]
+        wanted = [*islice(cycle(numbers), max(len(numbers), self._least))]
         try:
-            run(rows_of(self._images, numbers))
+            images = [each(self._images, itemgetter(slice(number, number + 1))) for number in wanted]
+            run(images[0]) if len(images) == 1 else run_joined(run, images)
         except BaseException as exc:  # noqa: BLE001 - `check` raises it
             self._failures.append(exc)
         return partial(_report, group)
