@@ -16,6 +16,7 @@ import pstats
 import sys
 import time
 from contextlib import ExitStack, closing
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,16 @@ from model_artifacts.host import cuda
 from model_artifacts.host.environment import threads
 from model_artifacts.records import BatchRange
 from model_artifacts.sessions.engine import Engine
+from model_artifacts.sessions.feeds.batches import parts_of
 from model_artifacts.sessions.feeds.staging import Copiers
+from model_artifacts.sessions.onnx import joined
 from tests.support.fake_cuda import OK, FakeContext, FakeEngine, FakeRuntime
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from model_artifacts.sessions.engine import Session
 
 ROUNDS = 7
 """Rounds of all sizes in turns, after one that is not counted."""
@@ -55,6 +60,11 @@ def quick_engine(fake: FakeRuntime, largest: int) -> Any:  # noqa: ANN401 - as `
     loaded = FakeEngine(fake, BatchRange(min=1, opt=largest, max=largest), sample=SAMPLE, classes=1000)
     FakeContext.enqueue = lambda *_: None  # type: ignore[method-assign]  # this process has no other
     return loaded
+
+
+def joined_call(session: Session, singles: list[Any], join: Callable[[list[Any]], Any]) -> object:
+    """Run single images as one batch."""
+    return session(join(singles))
 
 
 def microseconds(call: Callable[[], object], seconds: float = 0.05) -> list[float]:
@@ -85,6 +95,10 @@ def main() -> int:
             array = np.ones((size, *SAMPLE), np.float32)
             target = np.empty_like(array)
             calls[f"call b{size}"] = lambda array=array: session(array)  # type: ignore[misc]  # bound now
+            singles = [array[number : number + 1] for number in range(size)]
+            if size > 1:
+                for name, join in (("joined", joined), ("parts", parts_of)):
+                    calls[f"{name} b{size}"] = partial(joined_call, session, singles, join)
             calls[f"check b{size}"] = lambda array=array: check_finite(array)  # type: ignore[misc]  # the same
             calls[f"copy b{size}"] = lambda array=array, target=target: np.copyto(target, array)  # type: ignore[misc]
         if options.profile:
@@ -97,6 +111,9 @@ def main() -> int:
                 if number:
                     found[name].append(taken)
     print(f"{threads()} cores; us a call; `check` is the model's own of a batch, `copy` numpy's copy of it")
+    print(
+        "`joined` is a batch of single images in an array, `parts` the same without that array, as the loader does it"
+    )
     print(f"{'':<12}{'median':>10}{'quickest':>10}")
     for name, rounds in found.items():
         print(f"{name:<12}{median(map(median, rounds)):10.1f}{min(map(min, rounds)):10.1f}")

@@ -17,6 +17,7 @@ SCRIPTS = Path(sys.executable).parent
 PACKAGES = ("model_artifacts", "pipeline")
 INTEGRATION = {
     "model_artifacts/deployment/test_resolution_onnx.py",
+    "model_artifacts/serving/test_broken_streams.py",
     "model_artifacts/sessions/test_engine_session.py",
     "pipeline/adapters/test_tensorrt_contract.py",
     "pipeline/adapters/test_tensorrt_settings_contract.py",

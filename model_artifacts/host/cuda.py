@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from cuda.bindings import runtime as runtime  # noqa: PLC0414 - also the runtime of gpu_arrays
@@ -14,11 +14,19 @@ from cuda.bindings import runtime as runtime  # noqa: PLC0414 - also the runtime
 from model_artifacts.errors import RetryableError, RunError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
 
     from model_artifacts.records import Gpu
+
+
+class Closable(Protocol):
+    """A thing that is given back once."""
+
+    def close(self) -> None:
+        """Give it back."""
+
 
 _OLD_DRIVER = "cudaErrorInsufficientDriver"
 
@@ -95,26 +103,36 @@ def keeping() -> Iterator[None]:
             check(runtime.cudaSetDevice(before))
 
 
+@contextmanager
+def beside_captures() -> Iterator[None]:
+    """Let this thread free memory in a block, also in the middle of a capture of its own.
+
+    A garbage collection may end a stream of batches, or a model, while its thread captures a graph. CUDA would refuse
+    to free memory then, and break the capture. What is freed here belongs to no graph that is being captured.
+    """
+    relaxed = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+    status, before = runtime.cudaThreadExchangeStreamCaptureMode(relaxed)
+    try:
+        yield
+    finally:
+        if int(status) == 0:
+            check(runtime.cudaThreadExchangeStreamCaptureMode(before))
+
+
+def close_all(items: Iterable[Closable]) -> None:
+    """Close each of some things, the last one first, even if one of them fails; raise the error of one that did."""
+    with ExitStack() as stack:
+        for item in items:
+            stack.callback(item.close)
+
+
 def free_bytes() -> int:
     """Return the current GPU's free memory in bytes.
 
     Raises:
         RunError: CUDA cannot be used.
     """
-    free, _ = check(runtime.cudaMemGetInfo())
-    return int(free)
-
-
-@contextmanager
-def looked_at() -> Iterator[None]:
-    """Let a profiler that waits for CUDA's profiler marks record the block.
-
-    Raises:
-        RunError: CUDA cannot be used.
-    """
-    check(runtime.cudaProfilerStart())
-    yield
-    check(runtime.cudaProfilerStop())
+    return int(check(runtime.cudaMemGetInfo())[0])
 
 
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -188,6 +206,9 @@ class Stream:
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Return the work that a function puts on this stream as a CUDA graph, without running it.
+
+        Other threads may allocate and free memory meanwhile; in CUDA's global mode, that would break the capture. What
+        a garbage collection of this thread frees goes through `beside_captures`.
 
         Args:
             work: puts the work on this stream.
@@ -346,6 +367,11 @@ def copy_on_gpu(target: DeviceArray, source: DeviceArray, stream: Stream) -> Non
     """Put a copy within GPU memory on the stream."""
     kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
     check(runtime.cudaMemcpyAsync(target.pointer, source.pointer, source.bytes, kind, stream.handle))
+
+
+def clear(array: DeviceArray, stream: Stream) -> None:
+    """Put zeros into an array on the stream."""
+    check(runtime.cudaMemsetAsync(array.pointer, 0, array.bytes, stream.handle))
 
 
 def repeat_rows(array: DeviceArray, there: int, stream: Stream) -> None:

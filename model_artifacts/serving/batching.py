@@ -7,23 +7,23 @@ may run other kernels, so that the last bits of an output depend on who else cal
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections import deque
-from concurrent import futures
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.errors import RunError, UsageError
-from model_artifacts.serving.pool import AFTER_THE_END, WAITED, closed
-from model_artifacts.sessions.onnx import joined
+from model_artifacts.serving.line import Line
+from model_artifacts.serving.pool import WAITED, closed
+from model_artifacts.serving.runners import run_joined
+from model_artifacts.sessions.feeds.batches import each, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections import deque
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -64,14 +64,40 @@ class Batching:
             )
 
 
-@dataclass
 class _Call:
-    """A batch of one caller, who waits for the answer."""
+    """A batch of one caller, who waits for the answer. A lock wakes the caller at less cost than a `Future`."""
 
-    batch: Any
-    rows: int
-    came: float
-    answer: futures.Future[Any] = field(default_factory=futures.Future)
+    __slots__ = ("_done", "_error", "_outputs", "batch", "came", "rows")
+
+    def __init__(self, batch: Any, rows: int) -> None:  # noqa: ANN401 - an array or arrays by name
+        self.batch, self.rows, self.came = batch, rows, time.monotonic()
+        self._outputs: Any = None
+        self._error: BaseException | None = None
+        self._done = threading.Lock()
+        self._done.acquire()  # until there is an answer
+
+    def waited(self, seconds: float | None = None) -> bool:
+        """Wait for the answer; return False if it did not come in time. True comes once."""
+        return self._done.acquire(timeout=-1 if seconds is None else seconds)
+
+    def answer(self, outputs: Any) -> None:  # noqa: ANN401 - as above
+        """Wake the caller with the outputs."""
+        self._outputs = outputs
+        self._done.release()
+
+    def refuse(self, error: BaseException) -> None:
+        """Wake the caller with an error."""
+        self._error = error
+        self._done.release()
+
+    def result(self) -> Any:  # noqa: ANN401 - as above
+        """Return the outputs of a call that has its answer, or raise its error."""
+        try:
+            if self._error is not None:
+                raise self._error
+            return self._outputs
+        finally:
+            self._error = None  # its traceback has this frame: a circle, which only a garbage collection would end
 
 
 class Batcher:
@@ -88,19 +114,7 @@ class Batcher:
         self.limit = min(batching.max_size, largest or batching.max_size)
         """The most rows in a joined batch."""
         self._pool = pool
-        self._delay = batching.max_delay_ms / 1e3
-        self._calls: deque[_Call] = deque()
-        self._closed = False
-        self._process = os.getpid()
-        self._has_runner = False
-        """True while a thread that has a runner gathers calls."""
-        self._came = threading.Condition()
-        self._gathering = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"batching-{n}", daemon=True) for n in range(len(pool))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._line: Line[_Call] = Line(pool, self.limit, batching.max_delay_ms, _Calls())
 
     def __len__(self) -> int:
         """The number of batches that run at once."""
@@ -109,7 +123,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """The number of calls that wait for their batch to run."""
-        return len(self._calls)
+        return len(self._line)
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - an array or arrays by name, as the artifact takes them
         """Run a batch, with those of other callers if they come in time.
@@ -123,47 +137,19 @@ class Batcher:
         rows = _rows(batch)
         if rows is None:
             return self._pool(batch)
-        call = self._queued(batch, rows)
+        call = _Call(batch, rows)
+        self._line.put((call,), rows)
         try:
-            return call.answer.result(self._pool.wait_seconds)
-        except futures.TimeoutError:
-            if not self._is_next(call) and call.answer.cancel():
-                raise self._pool.busy() from None
-            return call.answer.result()  # it runs already, or it only waits for others to join it
+            answered = call.waited(self._pool.wait_seconds)
+            late = not answered and not self._line.is_next(call, _rows_of) and self._line.withdraw(call, rows)
+            if not answered and not late:
+                call.waited()  # it runs already, or it only waits for others to join it
         except BaseException:
-            call.answer.cancel()  # an interrupt of this thread: nobody waits for the rows any more
+            self._line.withdraw(call, rows)  # an interrupt of this thread: nobody waits for the rows any more
             raise
-
-    def submit(self, batch: npt.NDArray[Any]) -> futures.Future[Any]:
-        """Queue a batch for callers that do not wait on a thread each; there is no limit to their wait.
-
-        Args:
-            batch: an array in the host's memory, which is joined with others along its first axis.
-
-        Returns:
-            its outputs. A callback of it runs on the thread that ran the batch: it must neither call the model, nor
-            close it, nor wait.
-
-        Raises:
-            RunError: the model is closed, or the batch is no array in the host's memory.
-        """
-        rows = _rows(batch)
-        if rows is None:
-            raise RunError(
-                "only batches in the host's memory are joined",
-                expected="numpy's array, or a dictionary of them",
-                got=type(batch).__name__,
-                fix="call the model with it",
-            )
-        return self._queued(batch, rows).answer
-
-    def _queued(self, batch: Any, rows: int) -> _Call:  # noqa: ANN401 - as above
-        call = _Call(batch, rows, time.monotonic())
-        with self._came:
-            self.check_open()
-            self._calls.append(call)
-            self._came.notify_all()
-        return call
+        if late:
+            raise self._pool.busy()
+        return call.result()
 
     def check_open(self) -> None:
         """Check that calls are taken.
@@ -171,98 +157,43 @@ class Batcher:
         Raises:
             RunError: the model is closed, or this process is a fork, in which no thread answers.
         """
-        if self._closed:
-            raise closed(AFTER_THE_END)
-        if os.getpid() != self._process:
-            raise RunError(
-                "the model was loaded before this process was forked",
-                expected="`load` in the process that calls the model: its threads and its GPU are not inherited",
-                got=f"process {os.getpid()}, loaded in process {self._process}",
-                fix="load it in each worker, such as in gunicorn's `post_fork`, or without `--preload`",
-            )
+        self._line.check_open()
 
     def close(self) -> None:
         """Refuse all calls from now on, those that wait included; wait for the batches that run; close the pool."""
-        with self._came:
-            self._closed = True
-            waiting = [*self._calls]
-            self._calls.clear()
-            self._came.notify_all()
-        for call in waiting:
-            if call.answer.set_running_or_notify_cancel():
-                call.answer.set_exception(closed(WAITED))
-        for thread in self._threads:
-            thread.join()
-        self._pool.close()
+        self._line.close(lambda call: call.refuse(closed(WAITED)))
 
-    def _work(self) -> None:
-        """Run batches until the end."""
-        while self._run_next():
-            pass
 
-    def _run_next(self) -> bool:
-        """Gather calls and run them; return False at the end.
+class _Calls:
+    """What a line does with calls."""
 
-        One thread gathers at a time, or they would halve each batch. It has a runner by then, so that calls join it as
-        long as all runners are busy.
-        """
-        with ExitStack() as lent:
-            with self._gathering:
-                if not self._wait_for_a_call():
-                    return False
-                run = lent.enter_context(self._pool.borrowed())
-                calls = self._gather()
-            _answer(run, calls)
-        return True
+    def came(self, item: _Call) -> float:
+        """Return the moment at which a call came."""
+        return item.came
 
-    def _wait_for_a_call(self) -> bool:
-        """Wait for a call; return False at the end."""
-        with self._came:
-            self._came.wait_for(lambda: self._calls or self._closed)
-            return not self._closed
+    def take(self, waiting: deque[_Call], limit: int) -> tuple[list[_Call], int]:
+        """Remove the next calls whose batches have room in one, and samples of the same shape."""
+        calls = [waiting.popleft()]
+        rows, shapes = calls[0].rows, _sample_shapes(calls[0].batch)
+        while waiting and rows + waiting[0].rows <= limit and _sample_shapes(waiting[0].batch) == shapes:
+            calls.append(waiting.popleft())
+            rows += calls[-1].rows
+        return calls, rows
 
-    def _gather(self) -> list[_Call]:
-        """Return the calls of the next batch, once it is full or its first call has waited long enough."""
-        with self._came:
-            self._has_runner = True
-            while self._calls and not self._closed:
-                left = self._calls[0].came + self._delay - time.monotonic()
-                if left <= 0 or self._is_full():
-                    break
-                self._came.wait(left)
-            calls: list[_Call] = []
-            rows = 0
-            while self._calls and (not calls or self._joins(calls[0], rows)):
-                call = self._calls.popleft()
-                if call.answer.set_running_or_notify_cancel():  # False for a caller that waits no longer
-                    calls.append(call)
-                    rows += call.rows
-            self._has_runner = False
-            return calls
+    def run(self, run: Runner, group: list[_Call]) -> Callable[[], None]:
+        """Run calls as one batch; if that fails, each of them alone. Return what gives each its own rows."""
+        if len(group) > 1:
+            try:
+                outputs = _checked(run_joined(run, [call.batch for call in group]), sum(call.rows for call in group))
+            except Exception as exc:  # noqa: BLE001 - whatever a runner raises; each caller gets the error of its rows
+                log.info("a batch of %d calls failed, and each of them runs alone: %s", len(group), exc)
+            else:
+                return partial(_share, group, outputs)
+        return partial(_tell, [_alone(run, call) for call in group])
 
-    def _joins(self, first: _Call, rows: int) -> bool:
-        """Return True if the next call has room in a batch of so many rows, and samples of the same shape."""
-        following = self._calls[0]
-        return rows + following.rows <= self.limit and _sample_shapes(following.batch) == _sample_shapes(first.batch)
 
-    def _is_next(self, call: _Call) -> bool:
-        """Return True if a runner is there for a call that still waits, so that it is not late."""
-        with self._came:
-            rows = 0
-            for other in self._calls:
-                rows += min(other.rows, self.limit)  # a larger one runs alone
-                if other is call:
-                    return rows <= self.limit * (self._pool.idle + self._has_runner)
-        return False
-
-    def _is_full(self) -> bool:
-        """Return True if the waiting calls fill a batch, or the next one does not fit into it."""
-        rows = 0
-        for call in self._calls:  # as far as needed: thousands may wait
-            rows += call.rows
-            if rows >= self.limit:
-                return True
-        return False
+def _rows_of(call: _Call) -> int:
+    return call.rows
 
 
 def _rows(batch: Any) -> int | None:  # noqa: ANN401 - the same
@@ -276,40 +207,43 @@ def _sample_shapes(batch: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - the s
     return [array.shape[1:] for array in (batch.values() if isinstance(batch, dict) else [batch])]
 
 
-def _answer(run: Runner, calls: Sequence[_Call]) -> None:
-    """Run calls as one batch, and give each the outputs of its rows. If that fails, run each of them alone."""
-    if len(calls) > 1:
-        try:
-            outputs = _split(run(joined([call.batch for call in calls])), [call.rows for call in calls])
-        except Exception as exc:  # noqa: BLE001 - whatever a runner raises; each caller gets the error of its own rows
-            log.info("a batch of %d calls failed, and each of them runs alone: %s", len(calls), exc)
-        else:
-            for call, found in zip(calls, outputs, strict=True):
-                call.answer.set_result(found)
-            return
-    for call in calls:
-        _answer_alone(run, call)
-
-
-def _answer_alone(run: Runner, call: _Call) -> None:
+def _alone(run: Runner, call: _Call) -> Callable[[], None]:
+    """Run a call by itself, and return what tells its caller."""
     try:
-        found = run(call.batch)
+        return partial(call.answer, run(call.batch))
     except BaseException as exc:  # noqa: BLE001 - the caller's thread raises it
-        call.answer.set_exception(exc)
-    else:
-        call.answer.set_result(found)
+        return partial(call.refuse, exc)
 
 
-def _split(outputs: Any, rows: Sequence[int]) -> list[Any]:  # noqa: ANN401 - an array, or arrays by name
-    """Return the outputs of each call, as arrays of their own.
+def _tell(tells: Sequence[Callable[[], None]]) -> None:
+    for tell in tells:
+        tell()
+
+
+def _share(calls: Sequence[_Call], outputs: Any) -> None:  # noqa: ANN401 - an array, or arrays by name
+    """Give each call the outputs of its rows, as arrays of its own."""
+    end = 0
+    for call in calls:
+        own = slice(end, end := end + call.rows)
+        try:
+            found = each(outputs, partial(_rows_in, own))
+        except BaseException as exc:  # noqa: BLE001 - no memory: the caller's thread raises it, and would wait for ever
+            call.refuse(exc)
+        else:
+            call.answer(found)
+
+
+def _rows_in(own: slice, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.array(values[own])
+
+
+def _checked(outputs: Any, rows: int) -> Any:  # noqa: ANN401 - the same
+    """Return the outputs of a joined batch.
 
     Raises:
-        RunError: the outputs have another number of rows than the batch.
+        RunError: they have another number of rows than the batch.
     """
-    if isinstance(outputs, dict):
-        parts = {name: _split(values, rows) for name, values in outputs.items()}
-        return [{name: values[number] for name, values in parts.items()} for number in range(len(rows))]
-    if len(outputs) != sum(rows):
-        raise RunError("the artifact gives another number of rows", expected=str(sum(rows)), got=str(len(outputs)))
-    ends = np.cumsum(rows)
-    return [np.array(outputs[end - count : end]) for end, count in zip(ends, rows, strict=True)]
+    for values in values_of(outputs):
+        if len(values) != rows:
+            raise RunError("the artifact gives another number of rows", expected=str(rows), got=str(len(values)))
+    return outputs

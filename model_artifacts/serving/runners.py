@@ -14,7 +14,8 @@ import numpy as np
 
 from model_artifacts.errors import KernelsError
 from model_artifacts.records import Backend
-from model_artifacts.sessions.feeds.batches import each
+from model_artifacts.sessions.feeds.batches import each, parts_of
+from model_artifacts.sessions.onnx import joined
 from model_artifacts.sessions.opening import gpu_of, open_artifact, open_engine_file, run_session
 
 if TYPE_CHECKING:
@@ -103,14 +104,52 @@ def _open_engine(file: ArtifactFile, contexts: int, kept: KeptKernels | None) ->
         try:
             yield _OnGpu(gpu, lanes)
         finally:
-            with cuda.using(gpu), still_there:
-                pass
+            _end(gpu, still_there)
 
     try:
-        yield Opened(tuple(partial(run_session, gpu, session) for session in sessions), overlap)
+        yield Opened(tuple(EngineRunner(gpu, session) for session in sessions), overlap)
     finally:
-        with cuda.using(gpu), still_open:
-            _keep(kept, sessions, first.kernels)
+        still_open.callback(_keep, kept, sessions, first.kernels)  # before they end
+        _end(gpu, still_open)
+
+
+def _end(gpu: Gpu, opened: ExitStack) -> None:
+    """Give back what is open on a GPU, on whatever thread: a garbage collection may do so."""
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    try:
+        with cuda.beside_captures(), cuda.using(gpu):
+            opened.close()
+    finally:
+        opened.close()  # after an error of CUDA, which `using` meets first; else nothing is left
+
+
+class EngineRunner:
+    """Runs batches in an engine's session. Of several batches that are to be one, it copies each where it is read."""
+
+    def __init__(self, gpu: Gpu, session: Session) -> None:
+        self._run = partial(run_session, gpu, session)
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Run a batch.
+
+        Raises:
+            RunError: the engine does not take it, or running failed.
+        """
+        return self._run(batch)
+
+
+def run_joined(run: Runner, batches: Sequence[Batch]) -> Outputs:
+    """Run several batches as one.
+
+    Args:
+        run: the runner of an artifact. One of an engine makes no array of them all.
+        batches: at least one, of samples of the same shapes in the host's memory.
+
+    Raises:
+        RunError: the artifact does not take them, or running failed.
+    """
+    return run(parts_of(batches) if isinstance(run, EngineRunner) else joined(batches))
 
 
 class _OnGpu:

@@ -269,8 +269,9 @@ class Streams:
         """
         with self._lock:  # none is being opened any more
             self._closed = True
-        for stream in [*self._open]:
-            stream.close()
+        with ExitStack() as ending:  # all of them, even if one fails
+            for stream in [*self._open]:
+                ending.callback(stream.close)
 
     def _opened(self, buffers: int) -> _Stream:
         with self._lock:

@@ -15,7 +15,7 @@ import numpy as np
 
 from model_artifacts.host import cuda, gpu_arrays
 from model_artifacts.records import KernelSpecialization
-from model_artifacts.sessions.feeds.batches import each, feed_of
+from model_artifacts.sessions.feeds.batches import Parts, each, feed_of
 from model_artifacts.sessions.feeds.buffers import Buffers
 from model_artifacts.sessions.feeds.checks import Shapes, refusal, require_batch, require_usable, shape_of, shapes_of
 from model_artifacts.sessions.feeds.room import largest_bytes
@@ -171,7 +171,7 @@ class Session:
         """
         inputs = {spec.name for spec in self._inputs}
         for name, size in largest_bytes(self._loaded, self._context).items():
-            pointer = self._buffers.allocate(name, size)
+            pointer = self._buffers.allocate(name, size, self.stream if name in inputs else None)
             self._context.set_address(name, pointer)
             if name in inputs:
                 self._own_pointers[name] = pointer
@@ -181,13 +181,13 @@ class Session:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
         self._ended, self._graph, self._shapes, self._padded = True, None, (), ()
         self._sent, self._fetched = [], []
-        self._graphs.close()
-        self._buffers.close()
+        cuda.close_all([self._buffers, self._graphs])
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - numpy in, numpy out; any library's GPU array in, ours out
         """Run one batch and wait for it.
 
-        A numpy array goes to the GPU in pieces by way of pinned memory, and directly if it lies in pinned memory.
+        A numpy array goes to the GPU in pieces by way of pinned memory, and directly if it lies in pinned memory. So do
+        the arrays of `Parts`, which are one batch.
 
         Args:
             batch: float32 (batch, channels, height, width), contiguous: a numpy array, or an array in this GPU's memory
@@ -205,7 +205,9 @@ class Session:
         near = [gpu_arrays.on_gpu(array) for array in arrays]
         if any(near) and not all(near):
             raise self._refusal("some inputs in this GPU's memory, and others in the host's")
-        return self._run_on_gpu(arrays) if all(near) else self._run_from_host([np.asarray(item) for item in arrays])
+        if all(near):
+            return self._run_on_gpu(arrays)
+        return self._run_from_host([item if isinstance(item, Parts) else np.asarray(item) for item in arrays])
 
     def _arrays_of(self, batch: Any) -> list[Any]:  # noqa: ANN401 - arrays of any library
         """Return each input's array, in the order of the engine's inputs."""
@@ -236,7 +238,8 @@ class Session:
         require_batch(self._inputs, self._loaded.batches, arrays)
         self._prepare_graph(shapes_of(arrays))
         for place, array in zip(self._sent, arrays, strict=True):
-            cuda.copy_to_gpu(place.rows, np.ascontiguousarray(array), self.stream)
+            place.staged[...] = array  # from here `enqueue_with_copies` sends it again
+            cuda.copy_to_gpu(place.rows, place.staged, self.stream)
         self._fill_up()
         self.stream.synchronize()
 
@@ -262,6 +265,8 @@ class Session:
 
     def enqueue_with_copies(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         """Enqueue as `enqueue` does, with copies from pinned host memory before and back to it after.
+
+        What is copied is the batch of the last `upload`.
 
         Returns:
             the host's array that the logits are copied to; of several outputs, such an array by the name of each. It
@@ -309,10 +314,10 @@ class Session:
         """Return the kernels compiled for this GPU so far; None for a flavour that compiles none at run time."""
         return self._context.runtime_cache()
 
-    def _run_from_host(self, arrays: list[npt.NDArray[Any]]) -> Batch:
+    def _run_from_host(self, arrays: list[npt.NDArray[Any] | Parts]) -> Batch:
         require_batch(self._inputs, self._loaded.batches, arrays)
         for array in arrays:
-            if not array.flags.c_contiguous:
+            if not isinstance(array, Parts) and not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
         self._prepare(shapes_of(arrays))
         for place, array in zip(self._sent, arrays, strict=True):
@@ -323,9 +328,11 @@ class Session:
         self.stream.synchronize()
         return each(landed, np.array)
 
-    def _send(self, place: Place, array: npt.NDArray[Any]) -> None:
+    def _send(self, place: Place, array: npt.NDArray[Any] | Parts) -> None:
         """Enqueue the copy of an input from the host's memory to the session's own."""
-        if cuda.is_pinned(array):
+        if isinstance(array, Parts):
+            self._copiers.gather(place.staged, array.arrays, cuda.part_copier(place.rows, place.staged, self.stream))
+        elif cuda.is_pinned(array):
             cuda.copy_to_gpu(place.rows, array, self.stream)
         else:
             self._copiers.copy(place.staged, array, cuda.part_copier(place.rows, place.staged, self.stream))

@@ -79,8 +79,10 @@ class SizeGraphs:
 
     def close(self) -> None:
         """Destroy all graphs."""
-        for size in [*self._graphs]:
-            self._drop(size)
+        graphs = [*self._graphs.values()]
+        self._graphs.clear()
+        self._bytes.clear()
+        cuda.close_all(graphs)
 
     def _have_room(self) -> bool:
         return len(self._graphs) < MOST_GRAPHS and self._bytes.total() < MOST_BYTES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OK = runtime.cudaError_t.cudaSuccess
+UNSAFE = runtime.cudaError_t.cudaErrorStreamCaptureUnsupported
+GLOBAL = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal
+RELAXED = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
 NO_MEMORY = runtime.cudaError_t.cudaErrorMemoryAllocation
 
 
@@ -46,7 +50,8 @@ class FakeRuntime:
         self.looked_at: list[bool] = []
         """When a profiler was told to look, and to look away."""
         self._handles = itertools.count(1)
-        self._recording: list[Callable[[], None]] | None = None
+        self._recorded_on: dict[int, list[Callable[[], None]]] = {}  # by stream
+        self._capturing = threading.local()  # of a thread: its mode, and whether a call has broken its capture
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self._executables: set[int] = set()
 
@@ -61,11 +66,28 @@ class FakeRuntime:
 
     def do(self, work: Callable[[], None], stream: int = 0) -> None:
         """Put work on a stream: it is done now, or recorded."""
-        del stream
-        if self._recording is None:
-            work()
+        if int(stream) in self._recorded_on:
+            self._recorded_on[int(stream)].append(work)
         else:
-            self._recording.append(work)
+            work()
+
+    @property
+    def is_capturing(self) -> bool:
+        """This thread captures a graph."""
+        return getattr(self._capturing, "stream", None) is not None
+
+    def _refused(self) -> bool:
+        """Break the capture of this thread by a call that may be unsafe, unless its mode allows such calls.
+
+        CUDA names `cudaMalloc` as one. The calls of other threads break no capture in the mode of a thread.
+        """
+        broken = self.is_capturing and self._mode != RELAXED
+        self._capturing.broken = broken or getattr(self._capturing, "broken", False)
+        return broken
+
+    @property
+    def _mode(self) -> Any:
+        return getattr(self._capturing, "mode", GLOBAL)
 
     def _new(self) -> int:
         handle = next(self._handles)
@@ -91,32 +113,47 @@ class FakeRuntime:
         return OK, self.total - taken, self.total
 
     def cudaMalloc(self, size: int) -> tuple[Any, int]:
+        if self._refused():
+            return UNSAFE, 0
         if size > self.cudaMemGetInfo()[1]:
             return NO_MEMORY, 0
         return OK, self._allocate(self.blocks, size)
 
     def cudaHostAlloc(self, size: int, _: int) -> tuple[Any, int]:
+        if self._refused():
+            return UNSAFE, 0
         return OK, self._allocate(self.pinned, size)
 
     @staticmethod
     def _allocate(where: dict[int, Any], size: int) -> int:
-        block = (ctypes.c_uint8 * size)()
+        block = (ctypes.c_uint8 * size).from_buffer(bytearray(b"\xff" * size))  # NaN, or an index from nowhere
         where[ctypes.addressof(block)] = block
         return ctypes.addressof(block)
 
     def cudaFree(self, pointer: int) -> tuple[Any]:
+        if self._refused():
+            return (UNSAFE,)
         del self.blocks[pointer]
         return (OK,)
 
     def cudaFreeHost(self, pointer: int) -> tuple[Any]:
+        if self._refused():
+            return (UNSAFE,)
         del self.pinned[pointer]
         return (OK,)
 
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, *_: object) -> tuple[Any]:
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, *rest: Any) -> tuple[Any]:
         def copy() -> None:
             ctypes.memmove(target, source, size)
 
-        self.do(copy)
+        self.do(copy, (0, *rest)[-1])
+        return (OK,)
+
+    def cudaMemsetAsync(self, target: int, value: int, size: int, stream: int) -> tuple[Any]:
+        def clear() -> None:
+            ctypes.memset(target, value, size)
+
+        self.do(clear, stream)
         return (OK,)
 
     def cudaMemcpy(self, target: int, source: int, size: int, _: object) -> tuple[Any]:
@@ -172,15 +209,23 @@ class FakeRuntime:
 
     # Graphs.
 
-    def cudaStreamBeginCapture(self, *_: object) -> tuple[Any]:
-        self._recording = []
+    def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
+        assert mode == runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal, "others could break the capture"
+        self._recorded_on[stream] = []
+        self._capturing.stream, self._capturing.broken = stream, False
         return (OK,)
 
-    def cudaStreamEndCapture(self, _: int) -> tuple[Any, int]:
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, int]:
+        work, self._capturing.stream = self._recorded_on.pop(stream), None
+        if self._capturing.broken:
+            return runtime.cudaError_t.cudaErrorStreamCaptureInvalidated, 0
         graph = self._new()
-        self._graphs[graph] = self._recording or []
-        self._recording = None
+        self._graphs[graph] = work
         return OK, graph
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode: Any) -> tuple[Any, Any]:
+        before, self._capturing.mode = self._mode, mode
+        return OK, before
 
     def cudaGraphInstantiate(self, graph: int, _: int) -> tuple[Any, int]:
         executable = self._new()

@@ -23,6 +23,42 @@ The model's signature decides which, so that types do not tell them apart.
 """
 
 
+class Parts:
+    """Arrays of the host that are one batch, one after another: an engine's session copies each where it is needed.
+
+    Joined first, every byte would be copied twice.
+    """
+
+    def __init__(self, arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Take arrays.
+
+        Args:
+            arrays: at least one, contiguous, of one type and of samples of one shape.
+        """
+        self.arrays = tuple(arrays)
+        self.dtype = self.arrays[0].dtype
+        self.shape = (sum(map(len, self.arrays)), *self.arrays[0].shape[1:])
+
+
+def parts_of(batches: Sequence[Batch]) -> Batch:
+    """Return several batches as one: `Parts` where the arrays allow it, else new arrays.
+
+    Args:
+        batches: at least one, with the same inputs.
+    """
+    if isinstance(batches[0], dict):
+        return {name: _parts_of([batch[name] for batch in batches]) for name in batches[0]}
+    return _parts_of(batches)
+
+
+def _parts_of(arrays: Sequence[npt.NDArray[Any]]) -> Any:  # noqa: ANN401 - an array, or parts of one
+    first = arrays[0]
+    kind, sample = first.dtype, first.shape[1:]
+    if all(array.dtype == kind and array.shape[1:] == sample and array.flags.c_contiguous for array in arrays):
+        return Parts(arrays)
+    return np.concatenate(arrays)
+
+
 def each(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     """Return a batch with each of its arrays or tensors changed."""
     if isinstance(batch, dict):

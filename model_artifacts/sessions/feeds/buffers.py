@@ -41,17 +41,22 @@ class Buffers:
         self._device: dict[str, cuda.Memory] = {}
         self._pinned: dict[str, cuda.PinnedMemory] = {}
 
-    def allocate(self, name: str, size: int) -> int:
+    def allocate(self, name: str, size: int, stream: cuda.Stream | None = None) -> int:
         """Allocate both memories of an input or output, and return its address on the GPU.
 
         Args:
             name: its name.
             size: the bytes of its largest batch.
+            stream: puts zeros into the GPU's memory before its later work; None leaves what other programs left there.
+                A batch runs before its capture, and before it has any rows of a caller: an index from nowhere, such as
+                a token, would be read from beyond a table.
 
         Raises:
             RunError: the GPU has no room.
         """
         self._device[name] = cuda.Memory(size)
+        if stream is not None:
+            cuda.clear(self._device[name].array((size,), np.dtype(np.uint8)), stream)
         self._pinned[name] = cuda.PinnedMemory(size)
         return self._device[name].pointer
 
@@ -70,9 +75,7 @@ class Buffers:
 
     def close(self) -> None:
         """Free everything."""
-        for memory in self._device.values():
-            memory.close()
-        for pinned in self._pinned.values():
-            pinned.close()
+        blocks: list[cuda.Closable] = [*self._device.values(), *self._pinned.values()]
         self._device.clear()
         self._pinned.clear()
+        cuda.close_all(blocks)

@@ -11,13 +11,13 @@ import ctypes
 import threading
 from collections import deque
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.environment import threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -45,12 +45,40 @@ def copier_threads(cores: int) -> int:
     return wanted if wanted > 1 else 0
 
 
+class Piece(NamedTuple):
+    """Bytes that are copied by one thread, and reported together."""
+
+    part: slice
+    """Their place in the target."""
+    moves: tuple[tuple[int, slice], ...]
+    """Their places one after another, each with an address: that of a source, less the place of its first byte."""
+
+
+def pieces_of_several(sources: Sequence[tuple[int, int]], most: int) -> list[Piece]:
+    """Return the pieces of arrays that follow each other in the target. Small arrays share a piece. Pure.
+
+    Args:
+        sources: the address and the bytes of each array.
+        most: the bytes after which a piece ends.
+    """
+    found: list[Piece] = []
+    moves: list[tuple[int, slice]] = []
+    begin = end = 0
+    for address, size in sources:
+        base = address - end
+        for part in pieces_of(size, most):
+            moves.append((base, slice(end, end := end + part.stop - part.start)))
+            if end - begin >= most:
+                found.append(Piece(slice(begin, end), tuple(moves)))
+                moves, begin = [], end
+    return [*found, Piece(slice(begin, end), tuple(moves))] if moves else found
+
+
 class _Job:
     """The copy of one array, whose pieces the threads take. A lock for each piece would cost more than a small copy."""
 
-    def __init__(self, target: int, source: int, pieces: tuple[slice, ...]) -> None:
+    def __init__(self, target: int, pieces: Sequence[Piece]) -> None:
         self._target = target
-        self._source = source
         self.arrived: SimpleQueue[slice] = SimpleQueue()
         self._pieces = deque(pieces)
         self._inside: list[threading.Lock] = []  # one of each thread, which it holds until it takes no further piece
@@ -60,9 +88,10 @@ class _Job:
         leaving = threading.Lock()
         with leaving:
             self._inside.append(leaving)  # before it takes a piece, so that `end` knows of it
-            while (part := self._take()) is not None:
-                _move(self._target, self._source, part)
-                self.arrived.put(part)
+            while (piece := self._take()) is not None:
+                for source, part in piece.moves:
+                    _move(self._target, source, part)
+                self.arrived.put(piece.part)
 
     def end(self) -> None:
         """Take away the pieces that no thread has begun, and wait for the others."""
@@ -71,7 +100,7 @@ class _Job:
             with leaving:
                 pass
 
-    def _take(self) -> slice | None:
+    def _take(self) -> Piece | None:
         try:
             return self._pieces.popleft()  # each thread gets another one
         except IndexError:
@@ -104,14 +133,30 @@ class Copiers:
         Raises:
             RunError: the threads have ended.
         """
-        pieces = pieces_of(source.nbytes)
-        there, here = target.ctypes.data, source.ctypes.data
+        self.gather(target, (source,), arrived)
+
+    def gather(
+        self, target: npt.NDArray[Any], sources: Sequence[npt.NDArray[Any]], arrived: Callable[[slice], None]
+    ) -> None:
+        """Copy arrays one after another to one, as `copy` does.
+
+        Args:
+            target: as many bytes as all `sources`, contiguous.
+            sources: the arrays, each contiguous.
+            arrived: as for `copy`.
+
+        Raises:
+            RunError: the threads have ended.
+        """
+        pieces = pieces_of_several([(source.ctypes.data, source.nbytes) for source in sources], PIECE_BYTES)
+        there = target.ctypes.data
         if self._count < 1 or len(pieces) < FEWEST_PIECES:
-            for part in pieces:
-                _move(there, here, part)
-                arrived(part)
+            for piece in pieces:
+                for source, part in piece.moves:
+                    _move(there, source, part)
+                arrived(piece.part)
             return
-        job = _Job(there, here, pieces)
+        job = _Job(there, pieces)
         try:
             self._start(job)
             for _ in pieces:

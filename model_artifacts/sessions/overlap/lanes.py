@@ -68,25 +68,17 @@ class _Lane:
 
     def mark(self) -> None:
         """Make the events."""
-        self.events += [cuda.Event() for _ in range(3)]
-
-    def drop_graph(self) -> None:
-        """Destroy the graph, which belongs to one batch size."""
-        if self.graph is not None:
-            self.graph.close()
-            self.graph = None
+        for _ in range(3):
+            self.events.append(cuda.Event())  # one by one: `close` destroys those that there are
 
     def close(self) -> None:
-        """Free everything."""
-        self.drop_graph()
-        blocks: list[cuda.Memory | cuda.PinnedMemory | cuda.Event] = [*self.device.values(), *self.pinned.values()]
-        for block in (*blocks, *self.events):
-            block.close()
-        self.on_gpu.clear()
-        self.staged.clear()
-        self.device.clear()
-        self.pinned.clear()
-        self.events.clear()
+        """Free everything, the graph first."""
+        blocks: list[cuda.Closable] = [*self.device.values(), *self.pinned.values(), *self.events]
+        graphs = [] if self.graph is None else [self.graph]
+        self.graph = None
+        for held in (self.on_gpu, self.staged, self.device, self.pinned, self.events):
+            held.clear()
+        cuda.close_all([*blocks, *graphs])
 
 
 @contextmanager
@@ -204,11 +196,21 @@ class Overlap:
                 lane.allocate(spec.name, self._context.shape(spec.name), np.dtype(spec.dtype))
             lane.mark()
             if not self._loaded.streams_weights:
-                self._bind(lane)
-                self._context.enqueue(self._streams.kernels.handle)  # an engine must have run before a capture
-                self._streams.kernels.synchronize()
-                lane.graph = self._streams.kernels.capture(lambda: self._context.enqueue(self._streams.kernels.handle))
+                lane.graph = self._captured(lane)
         self._shapes = shapes
+
+    def _captured(self, lane: _Lane) -> cuda.Graph:
+        """Return a graph of a buffer's batch. An engine must have run before: on zeros, for no caller's rows are there.
+
+        In what other programs have left in this memory, an index such as a token may lie beyond its table.
+        """
+        kernels = self._streams.kernels
+        self._bind(lane)
+        for spec in self._inputs:
+            cuda.clear(lane.on_gpu[spec.name], kernels)
+        self._context.enqueue(kernels.handle)
+        kernels.synchronize()
+        return kernels.capture(lambda: self._context.enqueue(kernels.handle))
 
     def feed(self) -> dict[str, npt.NDArray[Any]]:
         """Return the pinned arrays of the next batch's inputs, by their names, for the caller to fill.
@@ -345,10 +347,11 @@ class Overlap:
             self._turns.end()
 
     def _clear(self) -> None:
-        self._drain()
-        for lane in self._lanes:
-            lane.close()
         self._shapes = ()
+        try:
+            self._drain()
+        finally:
+            cuda.close_all(self._lanes)
 
     def _bind(self, lane: _Lane) -> None:
         for name, memory in lane.device.items():

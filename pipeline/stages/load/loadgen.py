@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Answered = Callable[[Sequence[int]], None]
-    """To be called with the positions of the images of a query that are answered."""
-    Issue = Callable[[Sequence[int], Answered], None]
-    """Takes the images of a query, as their numbers, and returns before they are answered."""
+    """To be called with the tickets of images that are answered, best of all those of a batch at once."""
+    Issue = Callable[[Sequence[int], Sequence[int], Answered], None]
+    """Takes the tickets and the numbers of images that have come, and returns before they are answered."""
 
 PACKAGE = "mlcommons-loadgen"
 PERCENTILE = 0.99
@@ -101,19 +101,17 @@ def run_loadgen(ask: Ask, issue: Issue) -> Answer:
 
     broken: list[BaseException] = []
 
-    def issue_query(samples: list[Any]) -> None:
-        ids = [sample.id for sample in samples]
+    def answered(tickets: Sequence[int]) -> None:
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(ticket, 0, 0) for ticket in tickets])
 
-        def answered(positions: Sequence[int]) -> None:
-            lg.QuerySamplesComplete([lg.QuerySampleResponse(ids[position], 0, 0) for position in positions])
-
+    def issue_query(tickets: list[int], numbers: list[int]) -> None:
         try:
-            issue([sample.index for sample in samples], answered)
+            issue(tickets, numbers, answered)
         except BaseException as exc:  # noqa: BLE001 - it would end this process inside of LoadGen's C++
             broken.append(exc)
-            answered(range(len(ids)))
+            answered(tickets)
 
-    system = lg.ConstructSUT(issue_query, _nothing)
+    system = lg.ConstructFastSUT(issue_query, _nothing)  # "fast": lists of numbers in place of objects
     library = lg.ConstructQSL(ask.images, ask.images, _nothing, _nothing)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +124,7 @@ def run_loadgen(ask: Ask, issue: Issue) -> Answer:
         raise RunError("LoadGen left no logs", got=one_line(exc)) from exc
     finally:
         lg.DestroyQSL(library)
-        lg.DestroySUT(system)
+        lg.DestroyFastSUT(system)
     return read_answer(ask.scenario, detail, summary)
 
 
@@ -146,6 +144,7 @@ def _test_settings(lg: Any, ask: Ask) -> Any:  # noqa: ANN401 - LoadGen's bindin
         settings.server_target_qps = ask.expected
         settings.server_target_latency_ns = round((ask.bound_ms or 0) * 1e6)
         settings.server_target_latency_percentile = PERCENTILE
+        settings.server_coalesce_queries = True  # those that are due come in one call; each counts from its own moment
     elif ask.scenario is Scenario.OFFLINE:
         settings.scenario = lg.TestScenario.Offline
         settings.offline_expected_qps = ask.expected

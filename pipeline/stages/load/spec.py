@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Input
 
-VERSION = 1
+VERSION = 2  # queries that are due come together, and are joined to full batches
 """Raise it when the same artifact is put under load in another way."""
 
 

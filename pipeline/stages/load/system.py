@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
+from functools import partial
+from itertools import cycle, groupby, islice, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from model_artifacts.serving.batching import Batcher, Batching
-from model_artifacts.serving.pool import Pool
+from model_artifacts.serving.line import Line
+from model_artifacts.serving.pool import WAITED, Pool, closed
+from model_artifacts.serving.runners import run_joined
+from model_artifacts.sessions.feeds.batches import each
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
 
+    import numpy as np
     import numpy.typing as npt
 
     from model_artifacts.records import BatchRange, LoadSettings
@@ -22,6 +27,10 @@ if TYPE_CHECKING:
     from pipeline.stages.load.loadgen import Answered
 
     Numbers = npt.NDArray[np.int64]
+    Sample = tuple[float, int, int, Answered]
+    """An image that waits: when it came, its ticket, its number, and whom to tell. A hundred thousand come in a second,
+    and a class would cost as much as all else.
+    """
 
 
 def rows_of(images: Batch, numbers: Numbers) -> Batch:
@@ -32,52 +41,74 @@ def rows_of(images: Batch, numbers: Numbers) -> Batch:
     return images[at]
 
 
-def chunks_of(count: int, batch: int, profile: BatchRange | None) -> list[tuple[range, int]]:
-    """Return the batches that a query is cut into: the positions of their images, and their size.
-
-    Args:
-        count: the images of the query.
-        batch: the most images in a batch.
-        profile: the sizes that the artifact takes; a smaller batch is filled up to the least of them. None takes all.
-    """
-    least = profile.min if profile else 1
-    cuts = [range(start, min(start + batch, count)) for start in range(0, count, batch)]
-    return [(cut, max(len(cut), least)) for cut in cuts]
-
-
 class System:
-    """An artifact that answers queries by the settings of a loader."""
+    """An artifact that answers queries by the settings of a loader: images that wait are joined to batches."""
 
-    def __init__(self, batcher: Batcher, batch: int, profile: BatchRange | None) -> None:
-        self._batcher = batcher
-        self._batch = batch
-        self._profile = profile
+    def __init__(self, pool: Pool, images: Batch, settings: LoadSettings, profile: BatchRange | None) -> None:
+        """Start the threads.
+
+        Args:
+            pool: the artifact's runners; `close` closes it.
+            images: the images that queries name by their numbers.
+            settings: the loader's settings.
+            profile: the batch sizes that the artifact takes; None takes all.
+        """
+        self._images = images
+        self._least = profile.min if profile else 1
         self._failures: list[BaseException] = []
+        limit = min(settings.batch, profile.max) if profile else settings.batch
+        self._line: Line[Sample] = Line(pool, limit, settings.max_delay_ms, self)
 
-    def issue(self, numbers: Sequence[int], answered: Answered) -> None:
-        """Queue the images of a query; each batch reports when it is answered.
+    def issue(self, tickets: Sequence[int], numbers: Sequence[int], answered: Answered) -> None:
+        """Queue images that have come together.
+
+        Args:
+            tickets: the name of each image's answer.
+            numbers: the number of each image.
+            answered: called with the tickets of each batch once it has run.
 
         Raises:
             BaseException: an earlier batch failed, so that nothing of this run counts.
         """
-        if self._failures:
-            raise self._failures[0]
-        for cut, size in chunks_of(len(numbers), self._batch, self._profile):
-            chosen = np.resize(np.array([numbers[position] for position in cut], np.int64), size)
-            self._batcher.submit(chosen).add_done_callback(self._report(cut, answered))
-
-    def _report(self, cut: range, answered: Answered) -> Callable[[Future[Any]], None]:
-        def report(found: Future[Any]) -> None:
-            if (error := found.exception()) is not None:
-                self._failures.append(error)
-            answered(cut)
-
-        return report
+        self.check()
+        self._line.put([*zip(repeat(time.monotonic()), tickets, numbers, repeat(answered))], len(tickets))
 
     def check(self) -> None:
         """Raise the error of the first batch that failed, if one did."""
         if self._failures:
             raise self._failures[0]
+
+    def close(self) -> None:
+        """Wait for the batches that run, and end the threads."""
+        self._line.close(lambda _: self._failures.append(closed(WAITED)))
+
+    def came(self, item: Sample) -> float:
+        """Return the moment at which an image came."""
+        return item[0]
+
+    def take(self, waiting: deque[Sample], limit: int) -> tuple[list[Sample], int]:
+        """Remove the images of the next batch."""
+        count = min(limit, len(waiting))
+        return [waiting.popleft() for _ in range(count)], count
+
+    def run(self, run: Runner, group: list[Sample]) -> Callable[[], None]:
+        """Run images as one batch, filled up to what the artifact takes, and return what reports their answers.
+
+        A batch that fails is reported, too: LoadGen would wait for it without an end.
+        """
+        numbers = [number for _, _, number, _ in group]
+        wanted = [*islice(cycle(numbers), max(len(numbers), self._least))]
+        try:
+            images = [each(self._images, itemgetter(slice(number, number + 1))) for number in wanted]
+            run(images[0]) if len(images) == 1 else run_joined(run, images)
+        except BaseException as exc:  # noqa: BLE001 - `check` raises it
+            self._failures.append(exc)
+        return partial(_report, group)
+
+
+def _report(group: list[Sample]) -> None:
+    for answered, samples in groupby(group, itemgetter(-1)):
+        answered([ticket for _, ticket, _, _ in samples])
 
 
 @contextmanager
@@ -92,14 +123,8 @@ def serving(
         settings: the loader's settings.
         profile: the batch sizes that the artifact takes; None takes all.
     """
-
-    def by_number(run: Runner) -> Runner:
-        return lambda numbers: run(rows_of(images, numbers))
-
-    pool = Pool([by_number(run) for run in runs[: settings.contexts]])
-    largest = profile.max if profile else None
-    batcher = Batcher(pool, Batching(settings.batch, settings.max_delay_ms), largest)
+    system = System(Pool(runs[: settings.contexts]), images, settings, profile)
     try:
-        yield System(batcher, settings.batch, profile)
+        yield system
     finally:
-        batcher.close()
+        system.close()

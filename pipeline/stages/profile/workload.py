@@ -76,6 +76,20 @@ def _single(
             yield lambda: run(images), lambda: None
 
 
+@contextmanager
+def _looked_at() -> Iterator[None]:
+    """Let a profiler that waits for CUDA's profiler marks record the block.
+
+    Raises:
+        RunError: CUDA cannot be used.
+    """
+    from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
+
+    cuda.check(cuda.runtime.cudaProfilerStart())
+    yield
+    cuda.check(cuda.runtime.cudaProfilerStop())
+
+
 def main(config: str, variant_id: str) -> None:
     """Run an artifact on its GPU. CUDA's profiler marks enclose the runs after the warm-up."""
     from model_artifacts.host import cuda  # noqa: PLC0415 - only where there is a GPU
@@ -84,7 +98,7 @@ def main(config: str, variant_id: str) -> None:
     project, variant = project_with(load_projects(Path(config), stages=()), variant_id)
     artifact = project.artifact(variant)
     cuda.use(gpu_of(project, artifact))
-    with repeated(project, artifact) as run, cuda.looked_at(), nvtx_range(variant_id):
+    with repeated(project, artifact) as run, _looked_at(), nvtx_range(variant_id):
         run(RUNS)
 
 

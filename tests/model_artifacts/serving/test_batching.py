@@ -246,22 +246,3 @@ def test_limits_that_are_none_are_refused(size: int, delay: float, told: str) ->
     """The message has the expected and the actual value."""
     with pytest.raises(UsageError, match=told):
         Batching(size, delay)
-
-
-def test_submitted_batches_are_joined_without_a_thread_each() -> None:
-    """One thread queues many batches, which run joined, and each future has the outputs of its own rows."""
-    network = Network()
-    batcher = Batcher(Pool([network]), Batching(3, SLOW), None)
-    found = [batcher.submit(rows_of(value)) for value in (1.0, 2.0, 3.0)]
-    assert [answer.result(30).tolist() for answer in found] == [[[2.0]], [[4.0]], [[6.0]]]
-    assert network.sizes == [3]
-    wrong = batcher.submit(rows_of(-1.0, -1.0, -1.0))
-    with pytest.raises(RunError, match="below 0"):
-        wrong.result(30)
-    with pytest.raises(RunError, match="only batches in the host's memory are joined"):
-        batcher.submit([1.0])  # type: ignore[arg-type]  # a caller's mistake
-    full = batcher.submit(rows_of(4.0, 5.0, 6.0))  # a smaller one would wait for others as long as this test does
-    assert full.result(30).tolist() == [[8.0], [10.0], [12.0]]
-    batcher.close()
-    with pytest.raises(RunError, match="the model is closed"):
-        batcher.submit(rows_of(1.0))

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,8 +25,9 @@ from model_artifacts.records import (
     Precision,
     Variant,
 )
+from model_artifacts.serving.batching import Batcher, Batching
 from model_artifacts.serving.pool import Pool
-from model_artifacts.serving.runners import open_runners, open_serving
+from model_artifacts.serving.runners import open_runners, open_serving, run_joined
 from model_artifacts.serving.streams import Streams
 from model_artifacts.sessions import engine as engine_sessions
 from model_artifacts.sessions.engine import Engine
@@ -115,6 +117,34 @@ def test_contexts_share_one_engine(machine: Machine) -> None:
     assert len(machine.engine.contexts) == 3
     assert machine.engine.caches == [None, b"kernels", b"kernels"]
     assert machine.engine.specializations == [KernelSpecialization.LAZY] * 3
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 2, 3, 4), (0, 3, 4), (0, 2), (0, 4)], ids=str)
+def test_batches_of_several_callers_run_as_one(machine: Machine, ends: tuple[int, ...]) -> None:
+    """An engine copies each where it is read, gives what it gives for one array of all, and refuses too many."""
+    whole = np.arange(4, dtype=np.float32)[:, None, None, None] + np.zeros((4, 3, 4, 4), np.float32)
+    with open_runners(machine.file) as (run,):
+        own = [whole[start:end] for start, end in pairwise(ends)]
+        np.testing.assert_array_equal(run_joined(run, own), run(whole[: ends[-1]]))
+        np.testing.assert_array_equal(run_joined(run, [part[:, :, ::-1] for part in own]), run(whole[: ends[-1]]))
+        with pytest.raises(RunError, match="the engine takes other batches"):
+            run_joined(run, [whole, whole])
+        np.testing.assert_array_equal(run_joined(lambda batch: batch, own), whole[: ends[-1]])
+
+
+def test_joined_calls_of_threads_have_their_own_rows(machine: Machine) -> None:
+    """Four threads fill each batch, in whatever order they come."""
+    with open_runners(machine.file) as runs:
+        batcher = Batcher(Pool(runs), Batching(4, 60_000.0), 4)
+
+        def call(start: int) -> bool:
+            batches = [np.full((1, 3, 4, 4), number, np.float32) for number in range(start, start + 20)]
+            return all(batcher(batch)[0, 0] == batch[0, 0, 0, 0] for batch in batches)
+
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(call, (0, 100, 200, 300)))
+        batcher.close()
+    assert machine.engine.contexts[0].ran == [4] * 21  # one of them before the capture
 
 
 def test_kernels_are_kept_for_the_next_process(machine: Machine) -> None:

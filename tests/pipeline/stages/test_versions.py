@@ -40,7 +40,7 @@ GOLDEN = {
     "benchmark": (6, "816978a43b69bbb6"),
     "manifest": (6, "3db7446a1a7e41bf"),
     "report": (9, "10b1519987153e4e"),
-    "load": (1, "a13868c157f94a4a"),
+    "load": (2, "a13868c157f94a4a"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (5, "858a4d057ce1c22b"),
     "pictures": (1, "aa49e431d3f6f38c"),

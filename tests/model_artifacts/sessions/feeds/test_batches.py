@@ -10,10 +10,12 @@ import pytest
 from model_artifacts.errors import RunError
 from model_artifacts.sessions.feeds.batches import (
     Batch,
+    Parts,
     each,
     feed_of,
     filled,
     from_fields,
+    parts_of,
     rows_of_batch,
     shown,
     size_of,
@@ -36,6 +38,32 @@ def test_steps_keep_every_input_together(batch: Batch) -> None:
     for array, of_batch in zip(values_of(full), values_of(batch), strict=True):
         np.testing.assert_array_equal(array, of_batch[[0, 1, 2, 0, 1]])
         assert array.dtype == of_batch.dtype
+
+
+def test_batches_become_parts_of_one_without_a_copy() -> None:
+    """They have the shape of all of them, and are the callers' own arrays."""
+    found = parts_of([IMAGES, IMAGES[:1], IMAGES[1:]])
+    assert isinstance(found, Parts)
+    assert (found.shape, found.dtype) == ((6, 4), np.dtype(np.float32))
+    assert all(np.shares_memory(array, IMAGES) for array in found.arrays)
+    both = parts_of([BOTH, BOTH])
+    assert isinstance(both, dict)
+    assert {name: part.shape for name, part in both.items()} == {"image": (6, 4), "tokens": (6,)}
+
+
+@pytest.mark.parametrize(
+    ("other", "kind"),
+    [
+        pytest.param(IMAGES.astype(np.float64), np.float64, id="another type"),
+        pytest.param(np.asfortranarray(IMAGES), np.float32, id="not contiguous"),
+    ],
+)
+def test_what_cannot_be_parts_is_a_new_array(other: Any, kind: type[Any]) -> None:
+    """The session refuses another type, and takes a contiguous array."""
+    found = parts_of([IMAGES, other])
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, np.concatenate([IMAGES, IMAGES]))
+    assert found.dtype == kind
 
 
 def test_tensors_of_torch_stay_in_a_tuple() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model_artifacts.errors import RunError
 from model_artifacts.sessions.feeds import staging
-from model_artifacts.sessions.feeds.staging import Copiers, copier_threads, pieces_of
+from model_artifacts.sessions.feeds.staging import Copiers, copier_threads, pieces_of, pieces_of_several
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,39 @@ def test_pieces_cover_every_byte_once(size: int, most: int) -> None:
     pieces = pieces_of(size, most)
     assert [byte for part in pieces for byte in range(part.start, part.stop)] == list(range(size))
     assert all(0 < part.stop - part.start <= most for part in pieces)
+
+
+@given(st.lists(st.integers(0, 900), max_size=9), st.integers(1, 700))
+def test_pieces_of_several_arrays_follow_each_other(sizes: list[int], most: int) -> None:
+    """Every byte of every array has its own place in the target, and small arrays share a piece."""
+    sources = [(10_000 * (number + 1), size) for number, size in enumerate(sizes)]
+    pieces = pieces_of_several(sources, most)
+    wanted = [address + byte for address, size in sources for byte in range(size)]
+    found: dict[int, int] = {}
+    for piece in pieces:
+        inside = [byte for _, part in piece.moves for byte in range(part.start, part.stop)]
+        assert inside == [*range(piece.part.start, piece.part.stop)]
+        found |= {byte: base + byte for base, part in piece.moves for byte in range(part.start, part.stop)}
+    assert [found[place] for place in range(len(wanted))] == wanted
+    assert len(found) == len(wanted)
+    assert all(most <= piece.part.stop - piece.part.start < 2 * most for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_arrays_are_gathered(count: int) -> None:
+    """They lie one after another in the target, whoever copies them; each piece is there when it is reported."""
+    sources = [large(pieces) for pieces in (0.3, 0.3, 0.3, 2.7, 0.01, 6, 0.4)]
+    whole = np.concatenate(sources)
+    target, seen = np.zeros_like(whole), []
+
+    def arrived(part: slice) -> None:
+        np.testing.assert_array_equal(target[part], whole[part])
+        seen.append(part.stop - part.start)
+
+    with closing(Copiers(count)) as copiers:
+        copiers.gather(target, sources, arrived)
+    assert sum(seen) == len(whole)
+    np.testing.assert_array_equal(target, whole)
 
 
 @pytest.mark.parametrize(("cores", "count"), [(1, 0), (2, 0), (3, 0), (4, 2), (16, 8), (200, 8)])

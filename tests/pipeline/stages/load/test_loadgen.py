@@ -28,10 +28,11 @@ def ask(scenario: Scenario, expected: float = 2000, bound_ms: float | None = Non
     return Ask(scenario=scenario, images=16, expected=expected, bound_ms=bound_ms, seed=1, **seconds)
 
 
-def at_once(numbers: Sequence[int], answered: Answered) -> None:
-    """Answer a query on the spot."""
+def at_once(tickets: Sequence[int], numbers: Sequence[int], answered: Answered) -> None:
+    """Answer queries on the spot."""
+    assert len(tickets) == len(numbers)
     assert all(0 <= number < 16 for number in numbers)
-    answered(range(len(numbers)))
+    answered(tickets)
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,9 @@ def test_queries_are_sent_and_judged(scenario: Scenario, expected: float, bound:
 def test_offline_sends_all_images_in_one_query() -> None:
     """The number of images follows the expected rate; a run that ends too soon is not valid, and says why."""
 
-    def slowly(numbers: Sequence[int], answered: Answered) -> None:
+    def slowly(tickets: Sequence[int], _numbers: Sequence[int], answered: Answered) -> None:
         time.sleep(0.3)
-        answered(range(len(numbers)))
+        answered(tickets)
 
     answer = run_loadgen(ask(Scenario.OFFLINE, expected=1000), slowly)
     assert (answer.valid, answer.queries) == (True, 1)
@@ -70,8 +71,8 @@ def test_offline_sends_all_images_in_one_query() -> None:
 def test_servers_bound_decides() -> None:
     """A system that takes longer than the bound is not valid, with the bound as the reason."""
 
-    def late(_numbers: Sequence[int], answered: Answered) -> None:
-        threading.Timer(0.02, answered, ([0],)).start()
+    def late(tickets: Sequence[int], _numbers: Sequence[int], answered: Answered) -> None:
+        threading.Timer(0.02, answered, (tickets,)).start()
 
     answer = run_loadgen(ask(Scenario.SERVER, bound_ms=5.0, expected=500, max_seconds=1.0), late)
     assert not answer.valid
@@ -83,7 +84,7 @@ def test_servers_bound_decides() -> None:
 def test_system_that_fails_ends_the_run() -> None:
     """An error of the system is raised after the run, whose queries were all answered."""
 
-    def fails(_numbers: Sequence[int], _answered: Answered) -> None:
+    def fails(_tickets: Sequence[int], _numbers: Sequence[int], _answered: Answered) -> None:
         raise ValueError("no such batch")
 
     with pytest.raises(RunError, match=r"failed under load: ValueError: no such batch"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,17 @@ import pytest
 
 from model_artifacts.errors import RunError
 from model_artifacts.records import BatchRange, LoadSettings
-from pipeline.stages.load.system import chunks_of, rows_of, serving
+from pipeline.stages.load.system import rows_of, serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.stages.load.system import System
+
 IMAGES = np.arange(8, dtype=np.float32)[:, None]
+
+
+_TICKETS = itertools.count(1000, 7)
 
 
 class Network:
@@ -35,16 +41,25 @@ class Network:
 class Query:
     """Waits for all answers of a query."""
 
-    def __init__(self, count: int) -> None:
-        self.left = set(range(count))
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+        self.tickets = [next(_TICKETS) for _ in numbers]
+        self.left = set(self.tickets)
+        self.calls = 0
         self.done = threading.Event()
 
-    def __call__(self, positions: Sequence[int]) -> None:
-        """Note answers; each position comes once."""
-        for position in positions:
-            self.left.remove(position)
+    def __call__(self, tickets: Sequence[int]) -> None:
+        """Note answers; each ticket comes once."""
+        self.calls += 1
+        for ticket in tickets:
+            self.left.remove(ticket)
         if not self.left:
             self.done.set()
+
+
+def send(system: System, query: Query) -> None:
+    """Issue a query."""
+    system.issue(query.tickets, query.numbers, query)
 
 
 def settings(contexts: int = 1, batch: int = 1, delay: float = 0.0) -> LoadSettings:
@@ -56,46 +71,46 @@ def settings(contexts: int = 1, batch: int = 1, delay: float = 0.0) -> LoadSetti
 @pytest.mark.parametrize("contexts", [1, 2])
 def test_each_image_is_answered_once(batch: int, contexts: int) -> None:
     """A query is cut into batches of at most this size, whose images are those that it names."""
-    network, query = Network(), Query(7)
+    network, query = Network(), Query(6, 5, 4, 3, 2, 1, 0)
     with serving([network] * 2, IMAGES, settings(contexts, batch), None) as system:
-        system.issue([6, 5, 4, 3, 2, 1, 0], query)
+        send(system, query)
         assert query.done.wait(30)
         system.check()
     assert sorted(number for found in network.batches for number in found) == list(range(7))
     assert max(map(len, network.batches)) <= batch
+    assert query.calls == len(network.batches)  # one call to LoadGen a batch
 
 
 def test_queries_of_one_image_are_joined() -> None:
     """Images that wait are one batch, as those of the loader's callers."""
     network = Network()
-    queries = [Query(1) for _ in range(4)]
+    queries = [Query(number) for number in range(4)]
     with serving([network], IMAGES, settings(1, 4, 60_000.0), None) as system:
-        for number, query in enumerate(queries):
-            system.issue([number], query)
+        for query in queries:
+            send(system, query)
         assert all(query.done.wait(30) for query in queries)
     assert network.batches == [[0, 1, 2, 3]]
 
 
 def test_batches_are_filled_up_to_what_an_engine_takes() -> None:
     """The last batch of a fixed size repeats images, whose answers nobody waits for."""
-    network, query = Network(), Query(6)
+    network, query = Network(), Query(0, 1, 2, 3, 4, 5)
     with serving([network], IMAGES, settings(1, 4), BatchRange(min=4, opt=4, max=4)) as system:
-        system.issue([0, 1, 2, 3, 4, 5], query)
+        send(system, query)
         assert query.done.wait(30)
     assert network.batches == [[0, 1, 2, 3], [4, 5, 4, 5]]
-    assert chunks_of(6, 4, BatchRange(min=4, opt=4, max=4)) == [(range(4), 4), (range(4, 6), 4)]
 
 
 def test_failure_is_kept_and_ends_the_run() -> None:
     """A batch that fails is answered, so that LoadGen ends; the next query and the check raise its error."""
-    network, query = Network(), Query(1)
+    network, query = Network(), Query(7)
     with serving([network], IMAGES, settings(), None) as system:
-        system.issue([7], query)
+        send(system, query)
         assert query.done.wait(30)
         with pytest.raises(RunError, match="image 7"):
             system.check()
         with pytest.raises(RunError, match="image 7"):
-            system.issue([0], Query(1))
+            send(system, Query(0))
 
 
 def test_single_image_is_a_view_and_a_batch_a_copy() -> None:
