@@ -113,6 +113,19 @@ def call_of(factory: str, arguments: tuple[Argument, ...]) -> str:
     return factory + (f"({', '.join(f'{item.name}={item.value!r}' for item in arguments)})" if arguments else "")
 
 
+def sized_name(axis: str, size: int) -> str:
+    """Return an axis and its size as one word for names of files: `height160`, `conv1_32`, `side__32`.
+
+    A `_` separates the size from a name that ends with a digit or with `_`. So no two axes and sizes share a word:
+    the digits at the end are the size, and a `_` in front of them is no part of the name.
+
+    Args:
+        axis: the name of the axis, as `AxisName` takes it.
+        size: the size.
+    """
+    return f"{axis}{'' if axis[-1:].isalpha() else '_'}{size}"
+
+
 class AxisRange(Record):
     """Sizes of an axis that an artifact takes: from `min` to `max`, tuned for `opt`."""
 
@@ -143,7 +156,7 @@ class AxisRange(Record):
     @property
     def label(self) -> str:
         """Short name: `height160-224-320`."""
-        return f"{self.name}{self.min}-{self.opt}-{self.max}"
+        return f"{sized_name(self.name, self.min)}-{self.opt}-{self.max}"
 
 
 class TensorSpec(Record):
