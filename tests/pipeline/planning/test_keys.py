@@ -229,7 +229,12 @@ def test_the_driver_is_in_no_key_of_what_needs_none(built: Project) -> None:
 # What an engine depends on.
 
 
-def engine_fields(project: Project, there: Host, graph: Graph = Graph.FP16, **settings: object) -> dict[str, str]:
+def engine_fields(project: Project, there: Host, **settings: object) -> dict[str, str]:
+    """Return the fields of the key of the first FP16 engine on some host, by name."""
+    return graph_fields(Graph.FP16, project, there, settings)
+
+
+def graph_fields(graph: Graph, project: Project, there: Host, settings: dict[str, object]) -> dict[str, str]:
     """Return the fields of the key of a graph's first engine on some host, by name."""
     tensorrt = project.config.tensorrt.model_copy(update=settings)
     plan = Plan(project.config.model_copy(update={"tensorrt": tensorrt}), there)
@@ -306,7 +311,7 @@ def test_portable_engine_with_weights_apart_depends_on_a_gpu(built: Project, set
 
 def test_portable_quantized_engine_is_tried_again_with_a_gpu(built: Project) -> None:
     """TensorRT-RTX builds some quantised layers with a GPU alone, so that what was skipped without one is stale."""
-    without, there = (engine_fields(built, where, Graph.INT8) for where in (host(), host(H100)))
+    without, there = (graph_fields(Graph.INT8, built, where, {}) for where in (host(), host(H100)))
     assert there == {**without, "has_gpu": "true"}
 
 
