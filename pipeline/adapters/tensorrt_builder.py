@@ -20,7 +20,7 @@ from pipeline.adapters.tensorrt_settings import (
     keeps_timings,
     network_flags,
 )
-from pipeline.adapters.tensorrt_trials import quantized_layers, refused_layers
+from pipeline.adapters.trials.quantized_layers import quantized_layers, refused_layers
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from model_artifacts.host.environment import gpus
 from model_artifacts.records import EngineFlavour, Graph, Precision
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, load_flavour
 from pipeline.adapters.tensorrt_builder import build_engine, unsupported
-from pipeline.adapters.tensorrt_trials import QuantizedLayer, quantized_layers, refused_layers
+from pipeline.adapters.trials.quantized_layers import QuantizedLayer, quantized_layers, refused_layers
 from tests.support.engine_requests import request_for, request_of
 
 if TYPE_CHECKING:
