@@ -196,6 +196,19 @@ class TensorSpec(Record):
             for size, want in zip(shape, self.shape[1:], strict=True)
         )
 
+    def beyond(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the dynamic axes of a sample whose sizes miss their ranges; none if it differs in anything else."""
+        ranges = {axis.name: axis for axis in self.ranges}
+        if len(shape) != len(self.shape) - 1:
+            return ()
+        wrong = [
+            want
+            for size, want in zip(shape, self.shape[1:], strict=True)
+            if not (size == want if isinstance(want, int) else want in ranges and ranges[want].takes(size))
+        ]
+        names = [want for want in wrong if isinstance(want, str) and want in ranges]
+        return tuple(dict.fromkeys(names)) if len(names) == len(wrong) else ()
+
     @property
     def sample_words(self) -> tuple[str, ...]:
         """Each axis of a sample as messages show it: `224`, or `height 160 to 320`."""
