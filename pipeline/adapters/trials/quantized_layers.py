@@ -70,7 +70,8 @@ def refused_layers(
         capabilities: the GPU generations to build for ahead of time. Empty for the current GPU.
         has_gpu: True if this host has a GPU.
     """
-    refused, alone = [], []
+    refused: list[str] = []
+    alone: list[str] = []
     for layer in layers:
         log = BuildLog()
         if _builds(flavour, precision, layer, capabilities, log):
