@@ -148,7 +148,7 @@ def _most_images(entries: list[ManifestEntry], eager: list[ManifestEntry]) -> Ch
     alike = [item for item in timed if (item.timing.batch, item.timing.clock) == (best.timing.batch, best.timing.clock)]
     chosen, ties = _settle(alike, best)
     how = "several streams" if chosen.timing.clock is Clock.STREAMS else "one batch after the other"
-    rate = f"{chosen.timing.throughput_per_s:,.0f} images/s in batches of {chosen.timing.batch}, {how}"
+    rate = f"{chosen.timing.throughput_per_s:,.0f} {chosen.entry.counted}/s in batches of {chosen.timing.batch}, {how}"
     return Choice("highest throughput", chosen.entry, rate + _gain(chosen, eager, ties), ties)
 
 

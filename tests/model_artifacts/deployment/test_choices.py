@@ -25,6 +25,7 @@ from model_artifacts.records import (
     Milestone,
     Precision,
     Status,
+    TensorSpec,
 )
 from tests.support.manifests import SHA, entry, manifest, timing
 
@@ -87,6 +88,26 @@ def test_throughput_counts_every_batch_and_several_streams() -> None:
     choice = choices_of([plain, streams])[1]
     assert choice.entry == streams
     assert choice.why.startswith("4,000 images/s in batches of 8, several streams")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "counted"),
+    [
+        ([("batch", 3, 224, 224)], "images"),
+        ([("batch", 224, 224, 3)], "images"),
+        ([("batch", "sequence")], "samples"),
+        ([("batch", 3, 32, 32), ("batch", 16)], "samples"),
+        ([], "images"),
+    ],
+    ids=["pixels first", "pixels last", "tokens", "an image with tokens", "unknown"],
+)
+def test_what_is_no_image_is_not_called_one(shapes: list[tuple[int | str, ...]], counted: str) -> None:
+    """The rate of a model of tokens is in samples a second."""
+    inputs = tuple(TensorSpec(name=str(at), shape=shape, dtype="float32", layout="") for at, shape in enumerate(shapes))
+    found = entry("a", timing(8, 2.0)).model_copy(update={"inputs": inputs})
+    assert found.counted == counted
+    (choice,) = [item for item in choices_of([found]) if item.goal == "highest throughput"]
+    assert f"4,000 {counted}/s in batches of 8" in choice.why
 
 
 def test_the_smallest_is_by_gpu_memory_where_that_was_measured() -> None:
