@@ -131,7 +131,8 @@ def _fastest(entries: list[ManifestEntry], batch: int, eager: list[ManifestEntry
     best = min(alike, key=lambda item: item.timing.p50_ms)
     chosen, ties = _settle(alike, best)
     p50, low, high = (f"{value:#.4g}" for value in (chosen.timing.p50_ms, *chosen.timing.interval_ms))
-    latency = f"p50 {p50} ms (95 %: {low} to {high}) {clock.phrase}"
+    interval = f"95 %: {low} to {high}" if chosen.timing.has_interval else "no interval, of one round"
+    latency = f"p50 {p50} ms ({interval}) {clock.phrase}"
     return Choice(goal, chosen.entry, latency + _gain(chosen, eager, ties), ties, timing=chosen.timing)
 
 

@@ -39,6 +39,13 @@ def test_the_fastest_deployable_artifact_is_taken() -> None:
     assert choice.why == "p50 2.000 ms (95 %: 1.980 to 2.020) by the host's clock, 2.00× eager FP32"
 
 
+def test_one_round_of_one_restart_has_no_interval() -> None:
+    """A point is no interval of 95 %."""
+    once = timing(1, 2.0).model_copy(update={"p50_low_ms": 2.0, "p50_high_ms": 2.0})
+    (choice, *_) = choices_of([entry("once", once)])
+    assert choice.why.startswith("p50 2.000 ms (no interval, of one round) by the host's clock")
+
+
 def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
     """The smallest file wins among equal latencies."""
     small = FileRecord(path="s", bytes=10, sha256=SHA)
