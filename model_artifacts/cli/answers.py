@@ -56,7 +56,8 @@ def print_manifest(manifest: Manifest, place: Place, stream: TextIO) -> None:
     """Print the artifacts to deploy, then all artifacts, then the reasons of those that may not be deployed."""
     console = console_for(stream)
     if model := manifest.model:
-        console.print(Text(f"\n{model.name}: {model.weights_detail}; images: {model.images}"))
+        data = "images" if model.preprocessing else "data"
+        console.print(Text(f"\n{model.name}: {model.weights_detail}; {data}: {model.images}"))
     if warning := reference_warning(manifest):
         console.print(Text(f"warning: {warning}", style="yellow"))
     _print_answer(console, manifest, place)

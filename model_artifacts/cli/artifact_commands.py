@@ -194,7 +194,7 @@ def _as_text(resolution: Resolution, place: str, requirements: Requirements) -> 
     entry, gpu = resolution.entry, resolution.place.gpu
     where = gpu.name if gpu else "the processor"
     speed, unit = (
-        (resolution.throughput_per_s, "images/s")
+        (resolution.throughput_per_s, f"{entry.counted}/s")
         if requirements.throughput
         else (resolution.latency_ms, f"ms at batch {requirements.timed_batch}")
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from collections import Counter
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -41,6 +43,8 @@ _ON_FEWER = "† "
 """The mark of an accuracy that does not compare with the others of its column."""
 _BY_ANOTHER_CLOCK = "‡ "
 """The mark of a latency that does not compare with the others of its device."""
+_NAME_WIDTH = 32
+"""Columns of a variant's name in a terminal of 80 that its whole name leaves no room for."""
 _UNBOUNDED = 10_000
 """More columns than any table takes."""
 
@@ -118,19 +122,18 @@ def _print_artifacts(console: Console, manifest: Manifest, ties: Ties, notes: di
     """Print the table of the artifacts.
 
     A terminal that is too narrow for it gets the variants below their target, and then no columns of lesser matter.
+    Where long names alone are too wide for that, they take several lines.
     """
     latencies = [*map(_latency_heading, reversed(list(ties)[1:]))]
     removable = [*(["speed-up"] if ties else []), "rel. L2", *latencies, "size"]
-    table = whole = _artifact_table(manifest, ties, notes, [])
-    hidden: list[str] = []
-    if not _fits(console, table):
-        table = _artifact_table(manifest, ties, notes, [], grouped=True)
-    while not _fits(console, table):
-        if hidden == removable:  # the variants alone are too wide
-            table, hidden = whole, []
-            break
-        hidden = removable[: len(hidden) + 1]
-        table = _artifact_table(manifest, ties, notes, hidden, grouped=True)
+    whole = _artifact_table(manifest, ties, notes, [])
+    grouped = (
+        (_artifact_table(manifest, ties, notes, removable[:count], width), removable[:count])
+        for width in (_UNBOUNDED, _NAME_WIDTH)
+        for count in range(len(removable) + 1)
+    )
+    candidates = itertools.chain([(whole, [])], grouped)
+    table, hidden = next((item for item in candidates if _fits(console, item[0])), (whole, []))
     console.print(table)
     _print_hidden(console, hidden)
 
@@ -147,7 +150,7 @@ def _print_hidden(console: Console, hidden: Sequence[str]) -> None:
 
 
 def _artifact_table(
-    manifest: Manifest, ties: Ties, notes: dict[str, int], hidden: Collection[str], *, grouped: bool = False
+    manifest: Manifest, ties: Ties, notes: dict[str, int], hidden: Collection[str], name_width: int | None = None
 ) -> Table:
     """Return the table of the artifacts, and add their reasons to the notes.
 
@@ -156,7 +159,8 @@ def _artifact_table(
         ties: By batch size, the ids of the artifacts that tie with the fastest.
         notes: The number of each reason. New reasons are added.
         hidden: The headings of the columns to leave out.
-        grouped: True puts the variants below the name of their target.
+        name_width: The most columns of a variant's name, which stands below that of its target. A longer name takes
+            several lines. None puts the target in front of each name.
     """
     headings = ["size", _accuracy_heading(manifest), "rel. L2"]
     for batch in ties:
@@ -170,15 +174,25 @@ def _artifact_table(
     skipped = _skipped_targets(manifest.artifacts)
     entries = [entry for entry in manifest.artifacts if entry.target not in skipped]
     for entry, above in zip(entries, [None, *entries], strict=False):
-        if grouped and (above is None or above.target != entry.target):
+        if name_width and (above is None or above.target != entry.target):
             table.add_row(Text(entry.target, style="bold"))
         cells = (_size(entry), *_accuracy(entry, manifest), *_timings(entry, ties, manifest.artifacts))
         name = entry.id.split("/", 1)[1]
-        name = f"  {name.removeprefix(f'{entry.target}/')}" if grouped else name
+        name = _in_lines(f"  {name.removeprefix(f'{entry.target}/')}", name_width) if name_width else name
         table.add_row(Text(name), *compress(cells, shown), _status(entry, notes))
     for target, group in skipped.items():
         table.add_row(f"{target}/* ({len(group)} variants)", *[""] * sum(shown), _status(group[0], notes))
     return table
+
+
+def _in_lines(name: str, width: int) -> str:
+    """Return a name in lines of at most this width, each but the first one indented, which end behind a `-`."""
+    lines = [""]
+    for part in re.findall(r"[^-]*-|[^-]+", name):
+        if len(lines[-1]) + len(part) > width and lines[-1].strip():
+            lines.append("    ")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _latency_heading(batch: int) -> str:

@@ -131,7 +131,8 @@ def _fastest(entries: list[ManifestEntry], batch: int, eager: list[ManifestEntry
     best = min(alike, key=lambda item: item.timing.p50_ms)
     chosen, ties = _settle(alike, best)
     p50, low, high = (f"{value:#.4g}" for value in (chosen.timing.p50_ms, *chosen.timing.interval_ms))
-    latency = f"p50 {p50} ms (95 %: {low} to {high}) {clock.phrase}"
+    interval = f"95 %: {low} to {high}" if chosen.timing.has_interval else "no interval, of one round"
+    latency = f"p50 {p50} ms ({interval}) {clock.phrase}"
     return Choice(goal, chosen.entry, latency + _gain(chosen, eager, ties), ties, timing=chosen.timing)
 
 
@@ -148,7 +149,7 @@ def _most_images(entries: list[ManifestEntry], eager: list[ManifestEntry]) -> Ch
     alike = [item for item in timed if (item.timing.batch, item.timing.clock) == (best.timing.batch, best.timing.clock)]
     chosen, ties = _settle(alike, best)
     how = "several streams" if chosen.timing.clock is Clock.STREAMS else "one batch after the other"
-    rate = f"{chosen.timing.throughput_per_s:,.0f} images/s in batches of {chosen.timing.batch}, {how}"
+    rate = f"{chosen.timing.throughput_per_s:,.0f} {chosen.entry.counted}/s in batches of {chosen.timing.batch}, {how}"
     return Choice("highest throughput", chosen.entry, rate + _gain(chosen, eager, ties), ties)
 
 

@@ -63,10 +63,25 @@ def checked_batch(
         or not len(array)
     ):
         got = f"{_type(array)} {array.shape}" if array.ndim else type(batch).__name__
-        raise RunError("the artifact takes other batches", expected=expected, got=got, fix=_fix_of(array, sample, kind))
+        fix = fix_of_size(array.shape, ranged) or _fix_of(array, sample, kind)
+        raise RunError("the artifact takes other batches", expected=expected, got=got, fix=fix)
     array = np.ascontiguousarray(array)
     check_finite(array)
     return array
+
+
+def fix_of_size(shape: tuple[int, ...], spec: TensorSpec | None) -> str:
+    """Return the fix of an array that has no samples, or whose axes miss their ranges; empty for any other array.
+
+    Args:
+        shape: the array's shape.
+        spec: the input that it is for; None of one without ranges.
+    """
+    if shape and not shape[0]:
+        return "hand over at least one sample"
+    missed = spec.beyond(shape[1:]) if spec else ()
+    wider = "or build a profile with a wider one (`profiles` in pipeline.yaml)"
+    return f"bring {' and '.join(missed)} into the range, {wider}" if missed else ""
 
 
 def detached(given: Any) -> Any:  # noqa: ANN401 - whatever a caller hands over

@@ -206,8 +206,8 @@ class Model:
         """
         self._calls.check_open()
         facts = self._facts
-        require_answers(facts.task, facts.postprocess)
         spec = self._spec_of("predict")
+        require_answers(facts.task, facts.postprocess)
         most = None if top is None else checked_top(top)
         found: list[Prediction] = []
         for outputs, places in self._of_each_batch(images, spec):

@@ -166,7 +166,7 @@ def _why_not(item: _Candidate, best: _Candidate, requirements: Requirements) -> 
     if item.place.tier != best.place.tier:
         return f"fits, but falls back: {item.place.tier.phrase}, and there is {best.place.tier.phrase}"
     mine, its = item.measured(requirements), best.measured(requirements)
-    unit = "images/s" if requirements.throughput else f"ms at batch {requirements.timed_batch}"
+    unit = f"{item.entry.counted}/s" if requirements.throughput else f"ms at batch {requirements.timed_batch}"
     if mine is None and its is not None:
         return f"fits, but was not timed here ({unit})"
     if mine is None and best.evidence and (item.evidence is None or item.evidence.rank != best.evidence.rank):

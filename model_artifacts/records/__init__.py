@@ -34,6 +34,7 @@ from model_artifacts.records.base import (
     VariantRecord,
     Whole,
     call_of,
+    sized_name,
     without_defaults,
 )
 from model_artifacts.records.decoding import Activation, BoxAxis, BoxFormat, BoxUnits, Decoding
@@ -198,5 +199,6 @@ __all__ = [
     "module_target",
     "of_model",
     "ranking_clock",
+    "sized_name",
     "without_defaults",
 ]

@@ -113,6 +113,19 @@ def call_of(factory: str, arguments: tuple[Argument, ...]) -> str:
     return factory + (f"({', '.join(f'{item.name}={item.value!r}' for item in arguments)})" if arguments else "")
 
 
+def sized_name(axis: str, size: int) -> str:
+    """Return an axis and its size as one word for names of files: `height160`, `conv1_32`, `side__32`.
+
+    A `_` separates the size from a name that ends with a digit or with `_`. So no two axes and sizes share a word:
+    the digits at the end are the size, and a `_` in front of them is no part of the name.
+
+    Args:
+        axis: the name of the axis, as `AxisName` takes it.
+        size: the size.
+    """
+    return f"{axis}{'' if axis[-1:].isalpha() else '_'}{size}"
+
+
 class AxisRange(Record):
     """Sizes of an axis that an artifact takes: from `min` to `max`, tuned for `opt`."""
 
@@ -143,7 +156,7 @@ class AxisRange(Record):
     @property
     def label(self) -> str:
         """Short name: `height160-224-320`."""
-        return f"{self.name}{self.min}-{self.opt}-{self.max}"
+        return f"{sized_name(self.name, self.min)}-{self.opt}-{self.max}"
 
 
 class TensorSpec(Record):
@@ -182,6 +195,19 @@ class TensorSpec(Record):
             size == want if isinstance(want, int) else want in ranges and ranges[want].takes(size)
             for size, want in zip(shape, self.shape[1:], strict=True)
         )
+
+    def beyond(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the dynamic axes of a sample whose sizes miss their ranges; none if it differs in anything else."""
+        ranges = {axis.name: axis for axis in self.ranges}
+        if len(shape) != len(self.shape) - 1:
+            return ()
+        wrong = [
+            want
+            for size, want in zip(shape, self.shape[1:], strict=True)
+            if not (size == want if isinstance(want, int) else want in ranges and ranges[want].takes(size))
+        ]
+        names = [want for want in wrong if isinstance(want, str) and want in ranges]
+        return tuple(dict.fromkeys(names)) if len(names) == len(wrong) else ()
 
     @property
     def sample_words(self) -> tuple[str, ...]:

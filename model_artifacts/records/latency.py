@@ -127,6 +127,12 @@ class BatchTiming(Record):
             self.p50_ms if self.p50_high_ms is None else self.p50_high_ms,
         )
 
+    @property
+    def has_interval(self) -> bool:
+        """False if nothing tells how far the median spreads, as after one round of one restart."""
+        low, high = self.interval_ms
+        return low < high
+
     def ties_with(self, other: BatchTiming) -> bool:
         """Return True if the intervals of two medians overlap, so that the medians may be equal."""
         (low, high), (other_low, other_high) = self.interval_ms, other.interval_ms

@@ -233,6 +233,12 @@ class ManifestEntry(Record):
         return without_defaults(self, serialize(self), later)
 
     @property
+    def counted(self) -> str:
+        """What a batch has many of: `images`, or `samples` of a model that takes other arrays."""
+        is_image = len(self.inputs) == 1 and len(self.inputs[0].shape) == len("NCHW")
+        return "images" if is_image or not self.inputs else "samples"
+
+    @property
     def device_type(self) -> str:
         """Name of the type of GPU, or of the processor with its cores; empty on a processor that did not time it."""
         return self.gpu.name if self.gpu else self.device

@@ -175,7 +175,7 @@ class TritonModel:
             asked = load is not None and self.p99_ms is not None
             reason = f"no result within p99 {self.p99_ms:g} ms" if asked else "no result of `doit load`"
             return f"Triton's defaults and the benchmark: {reason}"
-        rate = f"{tuned.rate_per_s:,.0f} images/s within p99 {tuned.p99_bound_ms or 0:g} ms"
+        rate = f"{tuned.rate_per_s:,.0f} {self.entry.counted}/s within p99 {tuned.p99_bound_ms or 0:g} ms"
         return f"`doit load`: {rate}, by LoadGen {load.loadgen} on {load.device}"
 
     def dims(self, spec: TensorSpec) -> tuple[int, ...]:

@@ -71,7 +71,11 @@ def read_with(picture: Picture, function: Callable[[Image.Image], T]) -> T:
             where=_place(picture),
             expected="an image of at least one pixel, in a format that Pillow reads",
             got=one_line(exc),
-            fix="open it in a viewer, and save it again as PNG or JPEG",
+            fix=(
+                "name a file that is there"
+                if isinstance(exc, FileNotFoundError)
+                else "open it in a viewer, and save it again as PNG or JPEG"
+            ),
         ) from exc
 
 

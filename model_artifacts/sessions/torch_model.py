@@ -324,6 +324,7 @@ def fold_batch_norms(model: nn.Module, inputs: tuple[int, int, int] | Samples) -
     best = Folded(model, 0)
     for name, fold in (("torch.fx", _fold_trace), ("a run", lambda copied: fold_watched(copied, images))):
         left = count_batch_norms(best.model)
+        say = log.info if left else log.debug  # nothing is lost of a network without them
         if fold is not _fold_trace and not left:
             break
         try:
@@ -333,10 +334,10 @@ def fold_batch_norms(model: nn.Module, inputs: tuple[int, int, int] | Samples) -
                 folded = fold(partial(share_weights, best.model))
                 moved = _moved(folded, model, images)
         except Exception as exc:  # noqa: BLE001 - fx raises any type that the model's own code raises on a proxy
-            log.info("batch-norms are not folded by %s: %s", name, one_line(exc))
+            say("batch-norms are not folded by %s: %s", name, one_line(exc))
             continue
         if moved > _FOLDED:
-            log.info("batch-norms are not folded by %s: %s (logits %.2g apart)", name, untraced(model), moved)
+            say("batch-norms are not folded by %s: %s (logits %.2g apart)", name, untraced(model), moved)
         elif fold is _fold_trace or count_batch_norms(folded) < left:
             best = Folded(folded, best.batch_norms + left - count_batch_norms(folded))
     return best

@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from model_artifacts.errors import BuildError, UnsupportedError, shortened
 from model_artifacts.records import BuiltFor, EngineMemory, Precision, Setting, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
@@ -19,10 +17,10 @@ from pipeline.adapters.tensorrt_settings import (
     FIRST_COMPUTE_CAPABILITY,
     BuilderSettings,
     io_formats,
-    joined,
     keeps_timings,
-    set_compute_capabilities,
+    network_flags,
 )
+from pipeline.adapters.trials.quantized_layers import quantized_layers, refused_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +140,7 @@ def parse(flavour: Flavour, builder: Any, logger: Any, graph: Path) -> Any:  # n
     Raises:
         BuildError: the parser refuses the graph; the error names the operators and nodes.
     """
-    network = builder.create_network(_network_flags(flavour))
+    network = builder.create_network(network_flags(flavour))
     parser = flavour.module.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         raise _refused_graph(parser)
@@ -198,44 +196,9 @@ def unsupported(flavour: Flavour, request: EngineRequest) -> str | None:
     if gpu and not request.compute_capabilities and gpu.compute_capability < needed:
         return f"{precision.value} needs SM {needed} or later, and the {gpu.name} is SM {gpu.compute_capability}"
     if precision in {Precision.INT8, Precision.FP8} and not flavour.tunes:
-        return _no_quantized_convolutions(flavour, request)
+        layers = quantized_layers(graph_file(flavour, request))
+        return refused_layers(flavour, precision, layers, request.compute_capabilities, has_gpu=gpu is not None)
     return None
-
-
-def _no_quantized_convolutions(flavour: Flavour, request: EngineRequest) -> str | None:
-    """Return the reason if quantised convolutions fail, by a build of one. It takes a moment without tuning."""
-    trt = flavour.module
-    logger = make_logger(trt, BuildLog())
-    narrow = trt.int8 if request.precision is Precision.INT8 else trt.fp8
-    channels = 16
-    scale = np.full(1, 0.05, dtype=np.float32)
-    kernel = np.ones((channels, channels, 3, 3), dtype=np.float32)
-    builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(flavour))
-    image = network.add_input("image", trt.float32, (1, channels, 8, 8))
-    weights = network.add_constant(kernel.shape, kernel).get_output(0)
-
-    def quantized(tensor: Any) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped
-        factor = network.add_constant((), scale).get_output(0)
-        return network.add_dequantize(
-            network.add_quantize(tensor, factor, narrow).get_output(0), factor, trt.float32
-        ).get_output(0)
-
-    convolution = network.add_convolution_nd(quantized(image), channels, (3, 3), trt.Weights())
-    convolution.set_input(1, quantized(weights))
-    network.mark_output(convolution.get_output(0))
-    config = builder.create_builder_config()
-    set_compute_capabilities(trt, config, request.compute_capabilities)
-    if builder.build_serialized_network(network, config) is not None:
-        return None
-    where = f" for SM {joined(request.compute_capabilities)}" if request.compute_capabilities else ""
-    return f"{flavour} cannot build {request.precision.value} convolutions{where}"
-
-
-def _network_flags(flavour: Flavour) -> int:
-    flags = flavour.module.NetworkDefinitionCreationFlag
-    flag = getattr(flags, "STRONGLY_TYPED" if flavour.strongly_typed else "EXPLICIT_BATCH", None)
-    return 0 if flag is None else 1 << int(flag)  # TensorRT 11 deprecates the flag: its networks always are
 
 
 def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting, ...]) -> BuiltFor:

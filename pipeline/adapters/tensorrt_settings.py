@@ -235,6 +235,13 @@ def keeps_timings(flavour: Flavour, request: EngineRequest) -> bool:
     return flavour.tunes and request.settings.timing_cache
 
 
+def network_flags(flavour: Flavour) -> int:
+    """Return the flags of a network whose types are those of its graph, if the flavour has such networks."""
+    flags = flavour.module.NetworkDefinitionCreationFlag
+    flag = getattr(flags, "STRONGLY_TYPED" if flavour.strongly_typed else "EXPLICIT_BATCH", None)
+    return 0 if flag is None else 1 << int(flag)  # TensorRT 11 deprecates the flag: its networks always are
+
+
 def set_compute_capabilities(trt: ModuleType, config: Any, capabilities: tuple[int, ...]) -> None:  # noqa: ANN401 - TensorRT is untyped
     """Set the GPU generations of an engine that is built ahead of time. TensorRT has no such setting.
 

@@ -71,6 +71,19 @@ def run_forked(_connection: Connection, arguments: Sequence[str]) -> NoReturn:
     run_and_end(arguments)
 
 
+class _NoRepeats(logging.Filter):
+    """A filter that leaves out a message equal to the one before it, as of a model that is restored for each size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return True for a message that differs from the last one."""
+        last, self._last = self._last, record.getMessage()
+        return last != self._last
+
+
 def _run(arguments: Sequence[str]) -> int:
     line = command_line()
     if not arguments:
@@ -78,6 +91,8 @@ def _run(arguments: Sequence[str]) -> int:
         return 2
     options = line.parse(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_NoRepeats())
     for package in ("pipeline", "model_artifacts"):
         logging.getLogger(package).setLevel(logging.INFO)
     subject = getattr(options, "subject", None)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from model_artifacts.errors import listed
-from model_artifacts.records import AxisName, AxisRange, Record, Task
-from pipeline.config.values import INT32_MAX, in_yaml, parse_batch_range
+from model_artifacts.records import AxisName, AxisRange, BatchRange, Record, Task
+from pipeline.config.values import (
+    INT32_MAX,
+    KEY_PROBLEM,
+    UNKNOWN_KEY,
+    in_yaml,
+    missing_key,
+    part_problem,
+    parts_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from pydantic_core import InitErrorDetails
 
     from model_artifacts.records import TensorSpec
     from pipeline.config.files.yaml_source import Location
@@ -20,7 +32,11 @@ PICTURE_AXES = ("height", "width")
 """The axes of images that `profiles` may name, in the order of NCHW."""
 
 _BATCH = "batch"
-_RANGE = {"min", "opt", "max"}
+_RANGE = ("min", "opt", "max")
+_KEYS = (*_RANGE, "sizes")
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LONGEST_NAME = 150
+"""Characters of a profile in the name of a variant. Names of folders have at most 255 bytes."""
 
 Sizes = tuple[tuple[str, int], ...]
 """Names of axes, each with a size."""
@@ -39,30 +55,31 @@ def parse_input_axes(value: object) -> object:
     """Return a mapping of inputs, each with a list of names, as the fields of `InputAxes`.
 
     Raises:
-        ValueError: it is no such mapping, or a name is none of an axis.
+        ValueError: it is no such mapping, or names are none of an axis.
     """
     if isinstance(value, tuple):
         return value
     if not isinstance(value, dict):
         expected = "the names of the axes of each input, such as {tokens: [sequence]}"
         raise ValueError(f"expected {expected}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
-    return tuple({"input": str(name), "axes": _parse_names(str(name), item)} for name, item in value.items())
+    if wrong := [problem for name, item in value.items() for problem in _name_problems(str(name), item)]:
+        raise parts_error(wrong)
+    return tuple({"input": str(name), "axes": tuple(item)} for name, item in value.items())
 
 
-def _parse_names(name: str, value: object) -> tuple[str | None, ...]:
-    """Return the names of an input's axes.
-
-    Raises:
-        ValueError: they are no list, or one is no name.
-    """
+def _name_problems(name: str, value: object) -> Iterator[InitErrorDetails]:
+    """Yield what is wrong with the names of an input's axes."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{name}: expected a list with the name of each axis behind the sample, got {in_yaml(value)}")
-    for item in value:
-        if item is not None and not (isinstance(item, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", item)):
-            raise ValueError(f"{name}: expected letters, digits and `_`, or null for a fixed axis, got {in_yaml(item)}")
-        if item == _BATCH:
-            raise ValueError(f"{name}: expected the axes behind the sample, got `batch`, which is the sample's own")
-    return tuple(value)
+        text = f"expected a list with the name of each axis behind the sample, got {in_yaml(value)}"
+        yield part_problem((name,), value, text)
+        return
+    for index, item in enumerate(value):
+        if item is not None and not (isinstance(item, str) and _AXIS.fullmatch(item)):
+            text = f"expected letters, digits and `_`, or null for a fixed axis, got {in_yaml(item)}"
+            yield part_problem((name, index), item, text)
+        elif item == _BATCH:
+            text = "expected the axes behind the sample, got `batch`, which is the sample's own"
+            yield part_problem((name, index), item, text)
 
 
 def named_inputs(
@@ -105,40 +122,127 @@ def own_sizes(specs: Sequence[TensorSpec], named: Sequence[TensorSpec]) -> dict[
 
 
 def parse_profile(value: object) -> object:
-    """Return the mapping of a profile: a batch size, its {min, opt, max}, or {batch, height, width, …}.
+    """Return the mapping of a profile: a batch size, its {min, opt, max} or {sizes}, or {batch, height, width, …}.
+
+    A number `n` is the fixed batch {min: n, opt: n, max: n}; {sizes: […]} is one engine with a profile of each size.
 
     Raises:
-        ValueError: the value is none of these, or an axis has no range.
+        ValueError: the value is none of these; the error has each wrong part with its place.
     """
+    wrong: list[InitErrorDetails] = []
     if not isinstance(value, dict) or _BATCH not in value:
         beside = (
-            sorted(str(key) for key, item in value.items() if isinstance(item, dict)) if isinstance(value, dict) else []
+            sorted(key for key, item in value.items() if key not in _KEYS and isinstance(item, dict))
+            if isinstance(value, dict)
+            else []
         )
         if beside:
             raise ValueError(f"expected the batch beside {beside[0]}, such as {{batch: 8, {beside[0]}: …}}")
-        return parse_batch_range(value)
-    batch = parse_batch_range(value[_BATCH])
-    axes = [_parse_axis(str(name), item) for name, item in value.items() if name != _BATCH]
-    return {**batch, "axes": axes} if isinstance(batch, dict) else batch
+        fields = _batch((), value, wrong, (*_KEYS, _BATCH))
+    else:
+        fields = _batch((_BATCH,), value[_BATCH], wrong, _KEYS)
+        axes = [_axis(name, item, wrong) for name, item in value.items() if name != _BATCH]
+        if axes and "tuned" in fields:
+            text = "expected one range of batch sizes beside other axes, got several sizes"
+            wrong.append(part_problem((_BATCH,), value[_BATCH], text))
+        fields |= {"axes": axes}
+    if wrong:
+        raise parts_error(wrong)
+    return fields
 
 
-def _parse_axis(name: str, value: object) -> dict[str, object]:
-    """Return the mapping of an axis.
+def _batch(place: Location, value: object, wrong: list[InitErrorDetails], known: Sequence[str]) -> dict[str, object]:
+    """Return the fields of a batch range, and add what is wrong with it.
 
-    Raises:
-        ValueError: it is no range, or one of a single size.
+    Args:
+        place: the place of the value in its profile.
+        value: a number, {min, opt, max} or {sizes}.
+        wrong: receives the problems.
+        known: the keys that a mapping may have here.
     """
-    if not isinstance(value, dict) or {*value} != _RANGE:
-        raise ValueError(f"{name}: expected {{min, opt, max}}, got {in_yaml(value)}")
-    low, best, high = (value[end] for end in ("min", "opt", "max"))
-    for size in (low, best, high):
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= INT32_MAX:
-            raise ValueError(f"{name}: expected sizes from 1 to {INT32_MAX}, got {in_yaml(size)}")
-    if not low <= best <= high:
-        raise ValueError(f"{name}: expected min ≤ opt ≤ max, got min {low}, opt {best}, max {high}")
-    if low == high:
-        raise ValueError(f"{name}: expected min < max, got {low} for both; an axis of one size needs no range")
-    return {"name": name, **value}
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= INT32_MAX:
+            bound = "at least 1" if value < 1 else f"at most {INT32_MAX}"
+            wrong.append(part_problem(place, value, f"expected a batch of {bound}, got {in_yaml(value)}"))
+        return dict.fromkeys(_RANGE, value)
+    if not isinstance(value, dict):
+        text = f"expected a batch size, {{min, opt, max}} or {{sizes}}, got {in_yaml(value)}"
+        wrong.append(part_problem(place, value, text))
+        return {}
+    if place and (inner := [key for key, item in value.items() if key not in _KEYS and isinstance(item, dict)]):
+        text = f"expected the axis beside `{_BATCH}`, and not in it; write {{batch: …, {inner[0]}: …}}"
+        wrong.append(part_problem((*place, inner[0]), value[inner[0]], text, KEY_PROBLEM))
+        value = {key: item for key, item in value.items() if key not in inner}
+    if "sizes" in value:
+        return _each_size(place, value, wrong)
+    return _range(place, value, wrong, known)
+
+
+def _each_size(place: Location, value: dict[str, object], wrong: list[InitErrorDetails]) -> dict[str, object]:
+    """Return the fields of a batch range with a profile for each size, and add what is wrong with it."""
+    sizes, here = value["sizes"], (*place, "sizes")
+    for other, item in value.items():
+        if other != "sizes":
+            text = "expected `sizes` alone, or min, opt and max; remove one of them"
+            wrong.append(part_problem((*place, other), item, text, KEY_PROBLEM))
+    if not isinstance(sizes, list) or not sizes:
+        text = f"expected a list of at least two batch sizes, such as [1, 8, 64], got {in_yaml(sizes)}"
+        wrong.append(part_problem(here, sizes, text))
+        return {}
+    if bad := [part for index, size in enumerate(sizes) for part in _size_problems((*here, index), size)]:
+        wrong.extend(bad)
+        return {}
+    fields = {"min": 1, "opt": max(sizes), "max": max(sizes), "tuned": tuple(sizes)}
+    try:
+        BatchRange.model_validate(fields)
+    except ValidationError as exc:
+        (detail,) = exc.errors(include_url=False)
+        wrong.append(part_problem(here, sizes, str(detail["ctx"]["error"])))
+    return fields
+
+
+def _axis(name: str, value: object, wrong: list[InitErrorDetails]) -> dict[str, object]:
+    """Return the fields of an axis beside the batch, and add what is wrong with it."""
+    if not _AXIS.fullmatch(name):
+        text = "expected the name of an axis: letters, digits and `_`, the first one no digit"
+        wrong.append(part_problem((name,), value, text, KEY_PROBLEM))
+    elif not isinstance(value, dict):
+        wrong.append(part_problem((name,), value, f"expected {{min, opt, max}}, got {in_yaml(value)}"))
+    else:
+        before = len(wrong)
+        fields = _range((name,), value, wrong, _RANGE)
+        if len(wrong) == before and fields["min"] == fields["max"]:
+            text = f"expected min < max, got {fields['min']} for both; an axis of one size needs no range"
+            wrong.append(part_problem((name,), value, text))
+        return {"name": name, **fields}
+    return {}
+
+
+def _range(
+    place: Location, value: dict[str, object], wrong: list[InitErrorDetails], known: Sequence[str]
+) -> dict[str, object]:
+    """Return the fields of {min, opt, max}, and add what is wrong with it."""
+    found = [
+        part_problem((*place, key), value[key], ", ".join(known), UNKNOWN_KEY) for key in value if key not in known
+    ]
+    found += [missing_key((*place, end), value) for end in _RANGE if end not in value]
+    found += [part for end in _RANGE if end in value for part in _size_problems((*place, end), value[end])]
+    if not found:
+        low, best, high = (value[end] for end in _RANGE)
+        if not low <= best <= high:  # type: ignore[operator]  # `_size_problems` has found whole numbers
+            text = f"expected min ≤ opt ≤ max, got min {low}, opt {best}, max {high}"
+            found.append(part_problem(place, value, text))
+    wrong.extend(found)
+    return {end: value.get(end) for end in _RANGE}
+
+
+def _size_problems(place: Location, size: object) -> Iterator[InitErrorDetails]:
+    """Yield what is wrong with a size."""
+    if isinstance(size, bool) or not isinstance(size, int):
+        yield part_problem(place, size, f"expected a whole number, got {in_yaml(size)}")
+    elif not 1 <= size <= INT32_MAX:
+        bound = "at least 1" if size < 1 else f"at most {INT32_MAX}"
+        yield part_problem(place, size, f"expected {bound}, got {in_yaml(size)}")
 
 
 def axes_of_all(profiles: Iterable[Iterable[AxisRange]]) -> tuple[AxisRange, ...]:
@@ -207,6 +311,7 @@ FOLLOWING = frozenset({Task.SEGMENTATION, Task.DETECTION, Task.TENSORS})
 
 def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
     """Yield the dynamic axes that the model has not, or that nothing proves, as pairs of location and text."""
+    yield from _long_names(config)
     written = config.data.axes
     if written and config.data.tensors is None:
         text = f"`data.axes` names axes of `data.tensors`; those of images are {' and '.join(PICTURE_AXES)}; remove it"
@@ -216,15 +321,29 @@ def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
     for index, profile in enumerate(config.profiles):
         for axis in profile.axes:
             if reason := _unknown_axis(config, axis.name, known):
-                yield ("profiles", index), f"`profiles[{index}]`: {reason}"
+                yield ("profiles", index, axis.name), f"`profiles[{index}]`: {reason}"
         if profile.axes and (reason := _refusal(config)):
             yield ("profiles", index), f"`profiles[{index}]`: {reason}; write the batch alone"
     ranged = {axis.name for axis in config.axes}
     for item in written:
-        if unused := [name for name in item.axes if name is not None and name not in ranged]:
-            example = f"{{batch: 8, {unused[0]}: {{min: …, opt: …, max: …}}}}"
-            text = f"no profile has a range for {unused[0]!r}; write one, such as {example}, or null for its name"
-            yield ("data", "axes", item.input), f"`data.axes.{item.input}`: {text}"
+        for index, name in enumerate(item.axes):
+            if name is not None and name not in ranged and name not in item.axes[:index]:
+                example = f"{{batch: 8, {name}: {{min: …, opt: …, max: …}}}}"
+                text = f"no profile has a range for {name!r}; write one, such as {example}, or null for its name"
+                yield ("data", "axes", item.input, index), f"`data.axes.{item.input}`: {text}"
+
+
+def _long_names(config: Config) -> Iterator[tuple[Location, str]]:
+    """Yield the profiles whose variants no file system could name, as pairs of location and text."""
+    places: list[tuple[Location, str, str]] = [
+        (("profiles", index), f"`profiles[{index}]`", profile.label) for index, profile in enumerate(config.profiles)
+    ]
+    together = (("profiles",), "`profiles`: all axes together", "-".join(axis.label for axis in config.axes))
+    long = [item for item in places if len(item[2]) > _LONGEST_NAME]
+    for place, what, label in long or [together]:
+        if len(label) > _LONGEST_NAME:
+            length = f"{what} is {len(label)} characters in names of files; expected at most {_LONGEST_NAME}"
+            yield place, f"{length}; write fewer sizes, or shorter names of axes"
 
 
 def _unknown_axis(config: Config, name: str, known: set[str]) -> str:

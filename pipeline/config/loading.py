@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from model_artifacts.errors import ConfigError, UsageError, closest, shortened
+from model_artifacts.errors import ConfigError, UsageError
 from model_artifacts.records import Host, Precision
 from pipeline.config.arguments import PLACE, argument_problems
 from pipeline.config.axes import axes_problems
 from pipeline.config.benchmark import load_problems
 from pipeline.config.ends import io_problems
-from pipeline.config.files.models import MODELS, source_of, sources_of
+from pipeline.config.files.models import source_of, sources_of
+from pipeline.config.files.problems import Together, problems_of, shown_location, together_problems
 from pipeline.config.preprocessing import preprocessing_problems
 from pipeline.config.quantization import QuantizationConfig
 from pipeline.config.settings import Config, Executor, ModelConfig
 from pipeline.config.tasks import task_problems
 from pipeline.config.tensorrt import portable_target
-from pipeline.config.values import QUANTIZED_PRECISIONS, in_yaml
+from pipeline.config.values import QUANTIZED_PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-    from pydantic_core import ErrorDetails
 
     from model_artifacts.records import Gpu
     from pipeline.config.files.yaml_source import Location, YamlSource
@@ -93,24 +91,26 @@ def _read(file: Path, data: bytes, host: Host) -> tuple[Config, ...]:
         raise ConfigError(file, source.problems)
     found = sources_of(source)
     problems = [*source.problems, *found.problems]
-    configs = []
+    configs, together = [], []
     for item in found.each:
-        config, wrong = _checked(item, host)
+        config, wrong = _checked(item)
         problems += wrong
-        configs += [config] if config else []
+        if config:
+            configs.append(config)
+            together.append(Together(item, config.model.name, tuple(_cross_checks(config, host))))
+    problems += together_problems(together, len(found.each))
     if problems:
         raise ConfigError(file, _sorted(file, problems))
     return tuple(configs)
 
 
-def _checked(source: YamlSource, host: Host) -> tuple[Config | None, list[str]]:
+def _checked(source: YamlSource) -> tuple[Config | None, list[str]]:
     """Return the configuration of one model, None if it is wrong, and its problems, each with its position."""
     problems = _argument_problems(source)
     try:
-        config = Config.model_validate(source.data)
+        return Config.model_validate(source.data), problems
     except ValidationError as exc:
-        return None, [*problems, *_problems(source, exc)]
-    return config, problems + [f"{source.position(place)}: {text}" for place, text in _cross_checks(config, host)]
+        return None, [*problems, *problems_of(source, exc)]
 
 
 def argument_error(file: Path, model: str, problems: Iterable[tuple[str, str]]) -> ConfigError:
@@ -209,7 +209,7 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
     }
     for place, entries in lists.items():
         repeats = [(index, entry) for index, entry in enumerate(entries) if entry in entries[:index]]
-        twice = f"`{_name(place)}` lists the same entry twice"
+        twice = f"`{shown_location(place)}` lists the same entry twice"
         problems += [((*place, index), f"{twice}: {entry}; remove one of them") for index, entry in repeats]
     return problems
 
@@ -305,20 +305,6 @@ def _target_checks(config: Config, target: FarmTarget, place: Location) -> Itera
             yield place, f"{share}; set `accelerator`, or give the workspace in bytes"
 
 
-def _problems(source: YamlSource, error: ValidationError) -> list[str]:
-    """Return the message of each of pydantic's errors, with its position."""
-    problems = []
-    for detail in error.errors(include_url=False):
-        location = detail["loc"]
-        if detail["type"] == "too_short" and detail["input"]:
-            continue  # only its items are wrong, and they have messages of their own
-        if location in source.unreadable or (location[:2] == PLACE and len(location) > len(PLACE)):
-            continue  # the YAML reader or `_argument_problems` has reported it
-        place = source.key_position(location) if detail["type"] == "extra_forbidden" else source.position(location)
-        problems.append(f"{place}: {_explain(detail, location, _name(source.placed(location)))}")
-    return problems
-
-
 def _sorted(file: Path, problems: Iterable[str]) -> list[str]:
     """Return each problem once, in the order of the file. Problems of one position keep their order."""
 
@@ -327,64 +313,3 @@ def _sorted(file: Path, problems: Iterable[str]) -> list[str]:
         return int(line), int(column)
 
     return sorted(dict.fromkeys(problems), key=order)
-
-
-def _name(location: Location) -> str:
-    """Return a location as text: `profiles[1].max`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return "".join(parts).removeprefix(".") if location else "the file"
-
-
-_EXPECTED = {
-    "model_type": "a mapping",
-    "tuple_type": "a list",
-    "too_short": "at least one entry",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_too_short": "text that is not empty",
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "at least {ge:.10g}",
-    "less_than_equal": "at most {le:.10g}",
-}
-"""pydantic's types of errors → the expected value in YAML's words."""
-
-
-def _explain(detail: ErrorDetails, location: Location, name: str) -> str:
-    """Return the message of one of pydantic's errors, without its position."""
-    got = in_yaml(detail["input"])
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = closest(str(location[-1]), known)
-        hint = f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {shortened(repr(name), 120)}; {hint}"
-    if detail["type"] == "missing":
-        return f"missing key {name!r}"
-    if detail["type"] == "value_error":
-        return f"{name}: {detail['ctx']['error']}"
-    if detail["type"] == "enum":
-        close = closest(str(detail["input"]), re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
-        hint = f"; did you mean {close!r}?" if close else ""
-        return f"{name}: expected {detail['ctx']['expected']}, got {got}{hint}"
-    if detail["type"] in _EXPECTED:
-        return f"{name}: expected {_EXPECTED[detail['type']].format(**detail.get('ctx', {}))}, got {got}"
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{name}: {message}, got {got}"
-
-
-def _known_keys(location: Location) -> list[str]:
-    """Return the known keys of the mapping at `location`."""
-    model: type[BaseModel] = Config
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [
-            annotation,
-            *get_args(annotation),
-            *(inner for arg in get_args(annotation) for inner in get_args(arg)),
-        ]
-        model = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
-    return [*model.model_fields, *(() if location else (MODELS,))]

@@ -34,7 +34,6 @@ from pipeline.config.values import (
     Number,
     Seconds,
     WorkspaceSize,
-    check_batch_range,
     check_factory,
     check_model_name,
     check_own_resource,
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Gpu, Graph, Host
 
 
-ParsedBatchRange = Annotated[BatchRange, BeforeValidator(parse_profile), AfterValidator(check_batch_range)]
+ParsedBatchRange = Annotated[BatchRange, BeforeValidator(parse_profile)]
 
 
 class WeightsConfig(Record):

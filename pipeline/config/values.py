@@ -10,14 +10,15 @@ from datetime import date
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, ByteSize, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model_artifacts.errors import shortened
 from model_artifacts.records import Precision, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from model_artifacts.records import BatchRange
+    from pipeline.config.files.yaml_source import Location
 
 QUANTIZED_PRECISIONS = {Precision.INT8, Precision.FP8}
 """Precisions that take a calibrated graph; a network is cast to the others."""
@@ -70,6 +71,32 @@ def in_yaml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return shortened(str(value) if isinstance(value, date) else repr(value), 120)
+
+
+VALUE_PROBLEM, KEY_PROBLEM, UNKNOWN_KEY = "value_error", "key_error", "unknown_key"
+"""Types of the problems of parts: of a value, of a key, and of a key that is none of the known ones."""
+
+
+def part_problem(place: Location, value: object, problem: str, kind: str = VALUE_PROBLEM) -> InitErrorDetails:
+    """Return a problem of a part of a value for `parts_error`.
+
+    Args:
+        place: the keys and indices that lead from the value to its part.
+        value: the part.
+        problem: what was expected, and what was written; of `UNKNOWN_KEY` the known keys, joined by commas.
+        kind: `VALUE_PROBLEM`, `KEY_PROBLEM` or `UNKNOWN_KEY`.
+    """
+    return InitErrorDetails(type=PydanticCustomError(kind, "{error}", {"error": problem}), loc=place, input=value)
+
+
+def missing_key(place: Location, value: object) -> InitErrorDetails:
+    """Return the problem of a mapping without a key, for `parts_error`."""
+    return InitErrorDetails(type="missing", loc=place, input=value)
+
+
+def parts_error(problems: Sequence[InitErrorDetails]) -> ValidationError:
+    """Return the error of a value whose parts are wrong. A validator raises it, and each part keeps its own place."""
+    return ValidationError.from_exception_data("parts", list(problems))
 
 
 def check_drop(value: float) -> float:
@@ -133,9 +160,13 @@ def parse_classes(value: object) -> object:
         return value
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"expected a list of names or the path of a file with them, got {in_yaml(value)}")
-    for item in value:
-        if isinstance(item, bool) or not isinstance(item, (str, int)) or item == "":
-            raise ValueError(f"expected each name as text; write it in quotes, such as 'no', got {in_yaml(item)}")
+    expected = "expected each name as text; write it in quotes, such as 'no', got"
+    if wrong := [
+        part_problem((index,), item, f"{expected} {in_yaml(item)}")
+        for index, item in enumerate(value)
+        if isinstance(item, bool) or not isinstance(item, (str, int)) or item == ""
+    ]:
+        raise parts_error(wrong)
     return tuple(map(str, value))
 
 
@@ -160,38 +191,6 @@ def parse_arguments(value: object) -> object:
     return tuple({"name": name, "value": item} for name, item in value.items())
 
 
-def parse_batch_range(value: object) -> object:
-    """Return the mapping of a batch range.
-
-    A number `n` is the fixed batch {min: n, opt: n, max: n}; {sizes: […]} is one engine with a profile of each size.
-
-    Raises:
-        ValueError: the value is neither a mapping nor a number from 1 to `INT32_MAX`, or the sizes are none.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"expected a batch of at least 1, got {value}")
-        if value > INT32_MAX:
-            raise ValueError(f"expected a batch of at most {INT32_MAX}, got {in_yaml(value)}")
-        return {"min": value, "opt": value, "max": value}
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a batch size, {{min, opt, max}} or {{sizes}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
-    return _parse_sizes(value) if "sizes" in value else value
-
-
-def _parse_sizes(value: dict[str, object]) -> dict[str, object]:
-    """Return the fields of a batch range with a profile for each size."""
-    sizes = value["sizes"]
-    if others := [name for name in value if name != "sizes"]:
-        raise ValueError(f"expected `sizes` alone, or min, opt and max, got `sizes` beside {in_yaml(others[0])}")
-    shown = f"[{', '.join(map(in_yaml, sizes))}]" if isinstance(sizes, list) else in_yaml(sizes)
-    if not isinstance(sizes, list) or not sizes or any(type(size) is not int or size < 1 for size in sizes):
-        raise ValueError(
-            f"expected a list of at least two batch sizes, such as [1, 8, 64], got {shortened(shown, 120)}"
-        )
-    return {"min": 1, "opt": max(sizes), "max": max(sizes), "tuned": tuple(sizes)}
-
-
 def parse_weights(value: object) -> object:
     """Return the mapping of weights; text is {file: text}.
 
@@ -202,17 +201,6 @@ def parse_weights(value: object) -> object:
         return {"file": value}
     if not isinstance(value, (dict, Record)):
         raise ValueError(f"expected text, or {{file, key}}, got {in_yaml(value)}")  # noqa: TRY004 - pydantic collects ValueErrors
-    return value
-
-
-def check_batch_range(value: BatchRange) -> BatchRange:
-    """Return a batch range.
-
-    Raises:
-        ValueError: its largest batch has more than 32 bits.
-    """
-    if value.max > INT32_MAX:
-        raise ValueError(f"expected max of at most {INT32_MAX}, got {in_yaml(value.max)}")
     return value
 
 
@@ -246,16 +234,21 @@ def parse_compute_capabilities(value: object) -> object:
         return ()
     if value in ("80+", PORTABLE_COMPUTE_CAPABILITIES):
         return PORTABLE_COMPUTE_CAPABILITIES
-    known = ", ".join(map(str, KNOWN_COMPUTE_CAPABILITIES))
+    expected = f"expected 80+, current or a list of {', '.join(map(str, KNOWN_COMPUTE_CAPABILITIES))}"
     if not isinstance(value, list) or not value:
-        raise ValueError(f"expected 80+, current or a list of {known}, got {in_yaml(value)}")
-    unknown = [item for item in value if type(item) is not int or item not in KNOWN_COMPUTE_CAPABILITIES]
-    if unknown:
-        raise ValueError(
-            f"unknown compute capability {in_yaml(unknown[0])}; expected 80+, current or a list of {known}"
-        )
-    if repeated := [item for index, item in enumerate(value) if item in value[:index]]:
-        raise ValueError(f"lists the same entry twice: {repeated[0]}; remove one of them")
+        raise ValueError(f"{expected}, got {in_yaml(value)}")
+    if unknown := [
+        part_problem((index,), item, f"unknown compute capability {in_yaml(item)}; {expected}")
+        for index, item in enumerate(value)
+        if type(item) is not int or item not in KNOWN_COMPUTE_CAPABILITIES
+    ]:
+        raise parts_error(unknown)
+    if repeated := [
+        part_problem((index,), item, f"lists the same entry twice: {item}; remove one of them")
+        for index, item in enumerate(value)
+        if item in value[:index]
+    ]:
+        raise parts_error(repeated)
     return tuple(sorted(set(value)))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_artifacts.records import sized_name
+
 if TYPE_CHECKING:
     from model_artifacts.records import EngineFlavour, FileRecord, Gpu, Graph, Variant
     from pipeline.config.axes import Sizes
@@ -301,4 +303,4 @@ def _own_cache(kind: str, folder: Path) -> Path:
 
 def _sizes_name(sizes: Sizes) -> str:
     """Return sizes for names of files: `height160-width320`."""
-    return "-".join(f"{axis}{size}" for axis, size in sizes)
+    return "-".join(sized_name(axis, size) for axis, size in sizes)

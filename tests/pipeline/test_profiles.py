@@ -82,22 +82,22 @@ def test_a_range_is_recorded_as_before() -> None:
         ("{sizes: [8]}", "expected at least two sizes, got [8]; write 8 for one"),
         ("{sizes: [8, 1]}", "expected sizes in ascending order, each once, got [8, 1]"),
         ("{sizes: [1, 1]}", "expected sizes in ascending order, each once, got [1, 1]"),
-        ("{sizes: [0, 8]}", "expected a list of at least two batch sizes, such as [1, 8, 64], got [0, 8]"),
-        ("{sizes: [1, yes]}", "expected a list of at least two batch sizes, such as [1, 8, 64], got [1, true]"),
-        ("{sizes: [1, 2.0]}", "expected a list of at least two batch sizes, such as [1, 8, 64], got [1, 2.0]"),
+        ("{sizes: [0, 8]}", "profiles[1].sizes[0]: expected at least 1, got 0"),
+        ("{sizes: [1, yes]}", "profiles[1].sizes[1]: expected a whole number, got true"),
+        ("{sizes: [1, 2.0]}", "profiles[1].sizes[1]: expected a whole number, got 2.0"),
         ("{sizes: []}", "expected a list of at least two batch sizes, such as [1, 8, 64], got []"),
         ("{sizes: 8}", "expected a list of at least two batch sizes, such as [1, 8, 64], got 8"),
-        ("{sizes: [1, 8], max: 8}", "expected `sizes` alone, or min, opt and max, got `sizes` beside 'max'"),
-        ("{sizes: [1, 4294967296]}", "expected max of at most 2147483647, got 4294967296"),
+        ("{sizes: [1, 8], max: 8}", "profiles[1].max: expected `sizes` alone, or min, opt and max; remove one of them"),
+        ("{sizes: [1, 4294967296]}", "profiles[1].sizes[1]: expected at most 2147483647, got 4294967296"),
         ("each", "expected a batch size, {min, opt, max} or {sizes}, got 'each'"),
     ],
     ids=lambda value: value if value.startswith(("{", "each")) else "",
 )
 def test_mistakes_are_reported_with_their_place(write_config: Callable[[str], Path], entry: str, says: str) -> None:
-    """The place is the entry's, and the text says what was expected."""
+    """The line is the entry's, and the text says what was expected. `test_problems` has the columns."""
     with pytest.raises(ConfigError) as caught:
         load_config(write_config(f"profiles:\n  - 1\n  - {entry}\nworkspaces: [1GiB]\n"), host())
-    assert "3:5: profiles[1]: " in str(caught.value)
+    assert re.search(r"3:\d+: profiles\[1\]", str(caught.value))
     assert says in str(caught.value)
 
 

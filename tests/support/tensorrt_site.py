@@ -21,8 +21,8 @@ from model_artifacts.errors import ArtifactError
 from model_artifacts.host.environment import gpus
 from model_artifacts.records import EngineFlavour, Precision, Record, Setting
 from model_artifacts.tensorrt.flavour import BuildLog, load_flavour, make_logger
-from pipeline.adapters.tensorrt_builder import EngineRequest, _network_flags, build_engine
-from pipeline.adapters.tensorrt_settings import BuilderSettings
+from pipeline.adapters.tensorrt_builder import EngineRequest, build_engine
+from pipeline.adapters.tensorrt_settings import BuilderSettings, network_flags
 from tests.support.hosts import H100
 from tests.support.tensorrt_drive import RANGE, SETTINGS
 
@@ -91,7 +91,7 @@ def use(folder: Path) -> Site:
         with suppress(TypeError):  # raised by the bindings if the library creates none; the build below says why
             builder = trt.Builder(make_logger(trt, BuildLog()))
     if builder is not None:
-        network = builder.create_network(_network_flags(flavour))
+        network = builder.create_network(network_flags(flavour))
         network.add_input("image", trt.float16, (-1, 8, 8, 8))
         config = builder.create_builder_config()
         settings = BuilderSettings(flavour, builder, network, config, request, b"").apply()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model_artifacts.deployment.inputs import array_of, check_finite, detached
+from model_artifacts.deployment.inputs import array_of, check_finite, detached, fix_of_size
 from model_artifacts.errors import RunError, UsageError, listed
 
 if TYPE_CHECKING:
@@ -108,11 +108,9 @@ def _checked(given: Any, spec: TensorSpec) -> npt.NDArray[Any]:  # noqa: ANN401 
     ):
         fix = f"cast it: `.astype(numpy.{spec.dtype})`"
         if array.dtype == np.dtype(spec.dtype):
-            fix = (
-                "add the axis of the batch: `array[None]`"
-                if spec.takes_sample(array.shape)
-                else "hand over a row a sample"
-            )
+            lacks_batch = spec.takes_sample(array.shape)
+            fix = "add the axis of the batch: `array[None]`" if lacks_batch else "hand over a row for each sample"
+            fix = fix_of_size(array.shape, spec) or fix
         got = f"{array.dtype} {array.shape}" if array.ndim else type(given).__name__
         raise RunError(
             f"the artifact takes other arrays for the input {spec.name!r}", expected=expected, got=got, fix=fix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import yaml
 
@@ -61,6 +61,10 @@ class YamlSource:
         """Return a location of this data as one of the file."""
         return (*self._entry, *location) if location and location[0] in self._own else location
 
+    def is_shared(self, location: Location) -> bool:
+        """Return True if a location of an entry is outside it, so that all entries have it."""
+        return bool(self._entry) and location[:1] != () and location[0] not in self._own
+
     def position(self, location: Location) -> str:
         """Return `file:line:column` of the value at `location`, or of its nearest parent in the file."""
         location = self.placed(location)
@@ -69,8 +73,18 @@ class YamlSource:
         return _position(self.file, self._marks.get(location))
 
     def key_position(self, location: Location) -> str:
-        """Return `file:line:column` of the last key of `location`."""
-        return _position(self.file, self._keys.get(self.placed(location)))
+        """Return `file:line:column` of the last key of `location`, or of its nearest parent's value in the file."""
+        mark = self._keys.get(self.placed(location))
+        return _position(self.file, mark) if mark else self.position(location)
+
+    def written(self, location: Location) -> Location:
+        """Return the part of a location that the data has: text alone may stand for a mapping, a number for a list."""
+        value = self.data
+        for depth, part in enumerate(location):
+            if not isinstance(value, (dict, list)):
+                return location[:depth]
+            value = value.get(part) if isinstance(value, dict) else value[part] if _is_index(part, value) else None
+        return location
 
 
 def parse_yaml(file: Path, text: str) -> YamlSource:
@@ -99,6 +113,10 @@ def parse_yaml(file: Path, text: str) -> YamlSource:
         reader.complain(None, f"not valid YAML: {exc}")
         data = None
     return YamlSource(file, data, tuple(reader.problems), frozenset(reader.unreadable), reader.marks, reader.keys)
+
+
+def _is_index(part: str | int, items: list[object]) -> TypeGuard[int]:
+    return isinstance(part, int) and part < len(items)
 
 
 _ALIAS = "an alias"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour
 from pipeline.config.axes import named_inputs, own_sizes
+from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import code_version, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.spec import VARIANT, StageSpec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.planning.schedule import Schedule
     from pipeline.planning.spec import Input
     from pipeline.planning.steps import Step
+    from pipeline.planning.targets import GpuTarget
 
 VERSION = 5
 """Raise it when Torch-TensorRT gets other instructions for the same model. Since 2 a model is one graph. Since 3 a
@@ -93,9 +95,16 @@ def build_key(project: Project, variant: Variant) -> Key:
         cuda_major=target.cuda_major,
         settings=settings.key_settings,
         weights_apart=bool(target.gpu) if settings.refit or settings.strip_plan else None,  # refitting needs a GPU
+        **_trial(variant, target),
         **{name: where[name] for name in ("io", "preprocessing", "axes") if name in where},
         **code_version(ENGINE_VERSION),
     )
+
+
+def _trial(variant: Variant, target: GpuTarget) -> dict[str, object]:
+    """Return the key's field for engines that are tried first: TensorRT-RTX builds some quantised layers with a GPU."""
+    tried = target.flavour is EngineFlavour.TENSORRT_RTX and variant.precision in QUANTIZED_PRECISIONS
+    return {"has_gpu": True} if tried and target.compute_capabilities and target.gpu else {}
 
 
 def axes_of(project: Project, profile: BatchRange) -> tuple[AxisRange, ...]:

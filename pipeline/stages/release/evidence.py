@@ -156,7 +156,8 @@ def notices(manifest: Manifest) -> str:
     lines = ["Tools that made these artifacts, with the licence that each package states.", ""]
     lines += [f"{tool.name} {tool.version}: {_licence(tool)}" for tool in tools_of(manifest)]
     if model:
-        lines += ["", f"Weights: {model.weights_origin.value}, {model.weights_detail}; images: {model.images}."]
+        data = "images" if model.preprocessing else "data"
+        lines += ["", f"Weights: {model.weights_origin.value}, {model.weights_detail}; {data}: {model.images}."]
     lines += [
         "",
         "The terms of the weights and of the images are those of their providers; they are not stated here.",

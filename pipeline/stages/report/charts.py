@@ -159,8 +159,9 @@ def batch_scaling(
     for kind, rate in (links or {}).items():
         sizes = sorted(batches)
         figure.add_trace(_line(f"limit of copies, {kind} input", sizes, [rate] * len(sizes), dash="dash"))
-    figure.update_xaxes(title="images a batch", type="log", tickvals=sorted(batches))
-    figure.update_yaxes(title="images a second", type="log", tickformat=",~g")
+    counted = entries[0].counted
+    figure.update_xaxes(title=f"{counted} a batch", type="log", tickvals=sorted(batches))
+    figure.update_yaxes(title=f"{counted} a second", type="log", tickformat=",~g")
     return Chart("Throughput by batch size", figure)
 
 

@@ -376,6 +376,24 @@ def test_a_narrow_terminal_gets_the_variants_below_their_target(monkeypatch: pyt
     assert [line.split()[-1] for line in table[:5] if line.startswith("  ")] == ["deployable"] * 3
 
 
+def test_long_names_take_several_lines_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variant with ranges of height and width hides no value: at 80 columns its numbers and its status are whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    name = "fp16-b1-4-8-height48-64-96-width48-64-128-ws256MiB"
+    timings = (_timing(1, 1.0, 2), _timing(8, 4.0, 2))
+    long = _engine(id=f"m/rtx-sm80+/{name}", target="rtx-sm80+", timings=timings)
+    short = _engine(id="m/rtx-sm80+/fp16-b1-ws1GiB", target="rtx-sm80+", timings=timings)
+    lines = [line.rstrip() for line in _printed(long, short, stream=_Terminal()).splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    start = lines.index("rtx-sm80+") + 1
+    assert "".join(line[:30].strip() for line in lines[start : start + 2]) == name
+    assert lines[start].endswith("≈ 1.00 ms  ≈ 4.00 ms  deployable")
+    assert lines[start + 2].startswith("  fp16-b1-ws1GiB ")
+    assert "columns that a wider terminal shows: speed-up, rel. L2" in " ".join(lines)
+
+
 def test_milestones_have_one_line_each_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrow terminal gets fewer columns of a milestone, and a line that names the others."""
     monkeypatch.setenv("COLUMNS", "80")

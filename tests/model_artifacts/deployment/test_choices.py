@@ -25,6 +25,7 @@ from model_artifacts.records import (
     Milestone,
     Precision,
     Status,
+    TensorSpec,
 )
 from tests.support.manifests import SHA, entry, manifest, timing
 
@@ -36,6 +37,13 @@ def test_the_fastest_deployable_artifact_is_taken() -> None:
     choice = choices_of([fast, slow, good])[0]
     assert (choice.goal, choice.entry, choice.ties) == ("lowest latency, batch 1", good, ())
     assert choice.why == "p50 2.000 ms (95 %: 1.980 to 2.020) by the host's clock, 2.00× eager FP32"
+
+
+def test_one_round_of_one_restart_has_no_interval() -> None:
+    """A point is no interval of 95 %."""
+    once = timing(1, 2.0).model_copy(update={"p50_low_ms": 2.0, "p50_high_ms": 2.0})
+    (choice, *_) = choices_of([entry("once", once)])
+    assert choice.why.startswith("p50 2.000 ms (no interval, of one round) by the host's clock")
 
 
 def test_of_ties_the_smallest_file_is_taken_and_the_others_are_named() -> None:
@@ -87,6 +95,26 @@ def test_throughput_counts_every_batch_and_several_streams() -> None:
     choice = choices_of([plain, streams])[1]
     assert choice.entry == streams
     assert choice.why.startswith("4,000 images/s in batches of 8, several streams")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "counted"),
+    [
+        ([("batch", 3, 224, 224)], "images"),
+        ([("batch", 224, 224, 3)], "images"),
+        ([("batch", "sequence")], "samples"),
+        ([("batch", 3, 32, 32), ("batch", 16)], "samples"),
+        ([], "images"),
+    ],
+    ids=["pixels first", "pixels last", "tokens", "an image with tokens", "unknown"],
+)
+def test_what_is_no_image_is_not_called_one(shapes: list[tuple[int | str, ...]], counted: str) -> None:
+    """The rate of a model of tokens is in samples a second."""
+    inputs = tuple(TensorSpec(name=str(at), shape=shape, dtype="float32", layout="") for at, shape in enumerate(shapes))
+    found = entry("a", timing(8, 2.0)).model_copy(update={"inputs": inputs})
+    assert found.counted == counted
+    (choice,) = [item for item in choices_of([found]) if item.goal == "highest throughput"]
+    assert f"4,000 {counted}/s in batches of 8" in choice.why
 
 
 def test_the_smallest_is_by_gpu_memory_where_that_was_measured() -> None:

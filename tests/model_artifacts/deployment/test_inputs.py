@@ -15,7 +15,7 @@ from PIL import Image
 from model_artifacts.deployment import inputs
 from model_artifacts.deployment.inputs import checked_batch, detached, pictures_of
 from model_artifacts.errors import RunError
-from model_artifacts.records import ImageInput
+from model_artifacts.records import AxisRange, ImageInput, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_batches_that_are_taken(given: Any) -> None:
         (BATCH.astype(np.uint8), r"uint8 \(2, 3, 4, 6\)", "`predict` takes images"),
         (BATCH.transpose(0, 2, 3, 1), r"float32 \(2, 4, 6, 3\)", r"transpose\(0, 3, 1, 2\)"),
         (BATCH[0], r"float32 \(3, 4, 6\)", r"batch\[None\]"),
-        (BATCH[:0], r"float32 \(0, 3, 4, 6\)", "predict"),
+        (BATCH[:0], r"float32 \(0, 3, 4, 6\)", "hand over at least one sample"),
         (BATCH[..., :5], r"float32 \(2, 3, 4, 5\)", "predict"),
         (None, "NoneType", "predict"),
         ("picture.jpg", "str", "predict"),
@@ -71,6 +71,32 @@ def test_batches_that_are_refused(given: Any, got: str, fix: str) -> None:
     """Another type or shape is refused with the right ones."""
     with pytest.raises(RunError, match=rf"(?s)expected: float32 \(batch, 3, 4, 6\).*got: +{got}.*fix: .*{fix}"):
         checked_batch(given, SAMPLE)
+
+
+SIZED = TensorSpec(
+    name="image",
+    shape=("batch", 3, "height", "width"),
+    dtype="float32",
+    layout="NCHW",
+    ranges=(AxisRange(name="height", min=4, opt=5, max=6), AxisRange(name="width", min=4, opt=6, max=8)),
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fix"),
+    [
+        ((2, 3, 7, 6), r"bring height into the range, or build a profile with a wider one \(`profiles`"),
+        ((2, 3, 7, 9), "bring height and width into the range"),
+        ((2, 4, 7, 6), "preprocess images as the manifest says"),
+        ((2, 3, 7), "preprocess images as the manifest says"),
+    ],
+    ids=["height", "both", "channels, too", "no width"],
+)
+def test_sizes_outside_of_the_ranges_are_named(shape: tuple[int, ...], fix: str) -> None:
+    """The fix is about what is wrong: a size alone, or more than that."""
+    assert checked_batch(np.ones((2, 3, 6, 4), np.float32), SAMPLE, spec=SIZED).shape == (2, 3, 6, 4)
+    with pytest.raises(RunError, match=rf"(?s)height 4 to 6, width 4 to 8.*fix: +{fix}"):
+        checked_batch(np.ones(shape, np.float32), SAMPLE, spec=SIZED)
 
 
 def test_sparse_batches_are_refused_before_a_runtime_sees_them() -> None:

@@ -83,6 +83,16 @@ def test_images_are_run_in_batches_that_the_artifact_takes(
     assert seen == expected
 
 
+def test_predict_of_a_model_of_tensors_names_the_call_to_write(built: Project) -> None:
+    """It has no images, and so `outputs(images)` would not help."""
+    facts = built.manifest().model
+    assert facts is not None
+    tensors = facts.model_copy(update={"preprocessing": None, "task": Task.TENSORS})
+    model = Model(Resolution(entry("x"), Device(Tier.ONNX, None), None, None, ()), tensors, lambda batch: batch)
+    with pytest.raises(UsageError, match=r"(?s)takes tensors as they are.*fix: +call the model itself"):
+        model.predict(photographs(1))
+
+
 def test_rectangles_of_one_channel_are_cut_for_the_model(built: Project) -> None:
     """The batch has the height, the width and the channels that the manifest's preprocessing says."""
     facts = built.manifest().model

@@ -273,7 +273,14 @@ def test_file_gives_the_pixels_of_its_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_pixels(str(tmp_path / "a.png"), spec_of(16, 16)), expected)
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "FileNotFoundError"), (b"no image", "UnidentifiedImageError")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "FileNotFoundError.*fix: +name a file that is there"),
+        (b"no image", "UnidentifiedImageError.*fix: +open it in a viewer"),
+    ],
+    ids=["missing", "no image"],
+)
 def test_unreadable_file(tmp_path: Path, content: bytes | None, reason: str) -> None:
     """A file that is missing or no image is named, with Pillow's reason."""
     file = tmp_path / "a.png"

@@ -304,6 +304,28 @@ def test_untraceable_model_is_left_as_it_is() -> None:
     assert fold_batch_norms(model, SHAPE) == (model, 0)
 
 
+def test_a_network_without_batch_norms_says_nothing_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    """It lacks nothing if torch.fx cannot trace it; with a batch-norm it does."""
+
+    class Branching(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            values = images if images.sum() > 0 else -images
+            for layer in self.layers:
+                values = layer(values)
+            return values
+
+    with caplog.at_level("INFO"):
+        fold_batch_norms(Branching(nn.Flatten(), nn.Linear(3072, 10)).eval(), SHAPE)
+    assert "batch-norms" not in caplog.text
+    with caplog.at_level("INFO"):
+        fold_batch_norms(Branching(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 10)).eval(), SHAPE)
+    assert "batch-norms are not folded by torch.fx: TraceError" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("make", "cause"),
     [

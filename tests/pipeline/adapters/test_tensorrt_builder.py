@@ -286,14 +286,6 @@ def test_weights_that_are_not_reported_are_unknown(flavour: Flavour) -> None:
     assert memory == EngineMemory(activation_bytes=1024, weights_bytes=None)
 
 
-@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
-def test_quantized_probe(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
-    """TensorRT-RTX 1.4 and 1.6 cannot build quantised convolutions for SM 80: the probe says so."""
-    reason = unsupported(flavour, request_for(tmp_path, precision))
-
-    assert reason == f"tensorrt_rtx {flavour.version} cannot build {precision.value} convolutions for SM 80"
-
-
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16])
 def test_what_is_not_quantized_is_not_probed(tmp_path: Path, flavour: Flavour, precision: Precision) -> None:
     """Every precision in floating point counts as supported, without a probe."""
@@ -316,13 +308,3 @@ def test_engine_for_other_gpus_is_built_on_any(tmp_path: Path, flavour: Flavour)
     request = replace(request_for(tmp_path, Precision.BF16), gpu=old)
 
     assert unsupported(flavour, request) is None
-
-
-def test_int8_probe_agrees_with_a_real_build(built: Project, flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that the probe refuses cannot be built: the tiny model's int8 graph gives no engine."""
-    request = request_of(built, Graph.INT8, workspace_bytes=64 * MIB)
-    assert unsupported(flavour, request) is not None
-    monkeypatch.setattr("pipeline.adapters.tensorrt_builder.unsupported", lambda *_: None)
-
-    with pytest.raises(BuildError, match="the builder returned no engine"):
-        build(flavour, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -187,6 +188,22 @@ def test_the_manifest_prints_its_table(copied: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "speed-up" in said
     assert "built: not yet validated: needs an SM80+ GPU" in said
+
+
+def test_a_line_of_the_log_is_not_said_twice_in_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str
+) -> None:
+    """A stage that restores the model for each size says once what it found; later lines may be equal again."""
+
+    def stage(project: Project, subject: str, console: object) -> int:
+        del project, subject, console
+        for line in ("one", "one", "two", "one"):
+            logging.getLogger("pipeline.stages.source").info("%s", line)
+        return 0
+
+    monkeypatch.setattr("pipeline.stages.source.stage.run", stage)
+    assert main(["source", "tiny", "--config", config]) == 0
+    assert capsys.readouterr().out.splitlines() == ["one", "two", "one"]
 
 
 def test_the_module_runs_as_a_command() -> None:

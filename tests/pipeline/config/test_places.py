@@ -54,7 +54,7 @@ def test_cache_that_cannot_be_written_to_is_refused(problems: Problems, text: st
     [
         ("artifacts: s3://x\n", "artifacts"),
         ("data: {images: 'https://host/x.tar'}\n", "data.images"),
-        ("model: {weights: 'https://host/x.pth'}\n", "model.weights.file"),
+        ("model: {weights: 'https://host/x.pth'}\n", "model.weights"),
         ("release: {manifest: 's3:/x/manifest.json'}\n", "release.manifest"),
     ],
 )

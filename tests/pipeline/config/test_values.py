@@ -116,8 +116,8 @@ def test_classes_are_a_list_or_a_file(load: Callable[[str], Config], text: str, 
     [
         ("[]", "3:17: data.classes: expected a list of names or the path of a file with them, got []"),
         ("3", "3:17: data.classes: expected a list of names or the path of a file with them, got 3"),
-        ("[yes, no]", "3:17: data.classes: expected each name as text; write it in quotes, such as 'no', got true"),
-        ("[cat, '']", "3:17: data.classes: expected each name as text; write it in quotes, such as 'no', got ''"),
+        ("[cat, no]", "3:23: data.classes[1]: expected each name as text; write it in quotes, such as 'no', got false"),
+        ("['', cat]", "3:18: data.classes[0]: expected each name as text; write it in quotes, such as 'no', got ''"),
         ("[cat, dog, cat]", "3:28: `data.classes` lists the same entry twice: cat; remove one of them"),
     ],
 )
@@ -317,7 +317,7 @@ def test_bound_that_nothing_can_break_is_refused(problems: Problems, text: str, 
         ("model: {name: %s}" % ("a" * 101), "model.name: expected at most 100 characters, got 101"),
         (
             "tensorrt: {compute_capabilities: [80, 80]}",
-            "tensorrt.compute_capabilities: lists the same entry twice: 80;",
+            "tensorrt.compute_capabilities[1]: lists the same entry twice: 80;",
         ),
         (
             "tensorrt: {tactic_sources: [cublas, cublas]}",
@@ -340,7 +340,7 @@ def test_bound_that_nothing_can_break_is_refused(problems: Problems, text: str, 
             "`torch_tensorrt.profiles`: b2 is none of `profiles`; expected one of b1",
         ),
         ("benchmark: {baselines: [inductor, inductor]}", "`benchmark.baselines` lists the same entry twice: inductor;"),
-        ("profiles: [{min: 1, opt: 1, max: 2147483648}]", "profiles[0]: expected max of at most 2147483647,"),
+        ("profiles: [{min: 1, opt: 1, max: 2147483648}]", "profiles[0].max: expected at most 2147483647,"),
         ("profiles: [2147483648]", "profiles[0]: expected a batch of at most 2147483647, got 2147483648"),
     ],
 )

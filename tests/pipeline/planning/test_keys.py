@@ -231,9 +231,14 @@ def test_the_driver_is_in_no_key_of_what_needs_none(built: Project) -> None:
 
 def engine_fields(project: Project, there: Host, **settings: object) -> dict[str, str]:
     """Return the fields of the key of the first FP16 engine on some host, by name."""
+    return graph_fields(Graph.FP16, project, there, settings)
+
+
+def graph_fields(graph: Graph, project: Project, there: Host, settings: dict[str, object]) -> dict[str, str]:
+    """Return the fields of the key of a graph's first engine on some host, by name."""
     tensorrt = project.config.tensorrt.model_copy(update=settings)
     plan = Plan(project.config.model_copy(update={"tensorrt": tensorrt}), there)
-    variant = next(item for item in plan.variants if item.graph is Graph.FP16 and item.profile)
+    variant = next(item for item in plan.variants if item.graph is graph and item.profile)
     key = key_of(Project(plan, project.paths, STAGES), Step("build", variant.id))
     return {field.name: field.value for field in key.fields}
 
@@ -302,6 +307,12 @@ def test_portable_engine_with_weights_apart_depends_on_a_gpu(built: Project, set
     """Settings that need a GPU at build time make the engine stale once the host has a GPU."""
     without = engine_fields(built, host(), **{setting: True})
     assert differences(without, engine_fields(built, host(H100), **{setting: True})) == {"weights_apart"}
+
+
+def test_portable_quantized_engine_is_tried_again_with_a_gpu(built: Project) -> None:
+    """TensorRT-RTX builds some quantised layers with a GPU alone, so that what was skipped without one is stale."""
+    without, there = (graph_fields(Graph.INT8, built, where, {}) for where in (host(), host(H100)))
+    assert there == {**without, "has_gpu": "true"}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from model_artifacts.records import Backend, EngineFlavour, Graph, Precision, Variant
+from model_artifacts.records import AxisRange, Backend, BatchRange, EngineFlavour, Graph, Precision, Variant
 from pipeline.planning.paths import Paths
 from tests.support.hosts import H100
 
@@ -55,3 +58,49 @@ def test_no_two_things_share_a_path() -> None:
 def test_variants_folder_is_its_id() -> None:
     """A variant's id, below the root, is its folder."""
     assert PATHS.variant(VARIANT) == PATHS.root / VARIANT.id
+
+
+NAMES = st.from_regex(re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII), fullmatch=True) | st.text(
+    "a1_", min_size=1
+).filter(lambda name: not name[0].isdigit())
+"""Names of axes, many of which end with a digit or with `_`."""
+SIZES = st.lists(st.tuples(NAMES, st.integers(1, 2**31 - 1) | st.integers(1, 25)), min_size=1, max_size=3).map(tuple)
+
+
+@given(SIZES, SIZES)
+def test_other_sizes_have_other_files(first: tuple[tuple[str, int], ...], second: tuple[tuple[str, int], ...]) -> None:
+    """Whatever the axes are called, `a` of 12 and `a1` of 2 among them."""
+    assert (PATHS.sized_validation(first) == PATHS.sized_validation(second)) == (first == second)
+    assert (PATHS.sized_reference(first) == PATHS.sized_reference(second)) == (first == second)
+
+
+@given(SIZES, SIZES)
+def test_other_ranges_have_other_folders(
+    first: tuple[tuple[str, int], ...], second: tuple[tuple[str, int], ...]
+) -> None:
+    """Two profiles that differ in an axis alone are two variants."""
+    profiles = [
+        BatchRange(
+            min=1, opt=1, max=1, axes=tuple(AxisRange(name=name, min=1, opt=1, max=size) for name, size in sizes)
+        )
+        for sizes in (first, second)
+    ]
+    folders = {PATHS.variant(VARIANT.model_copy(update={"profile": profile})) for profile in profiles}
+    assert (len(folders) == 1) == (first == second)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ((("height", 160), ("width", 320)), "height160-width320"),
+        ((("sequence", 8),), "sequence8"),
+        ((("a", 12),), "a12"),
+        ((("a1", 2),), "a1_2"),
+        ((("a_", 2),), "a__2"),
+        ((("a1_", 2),), "a1__2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_usual_axes_keep_their_names(sizes: tuple[tuple[str, int], ...], name: str) -> None:
+    """A `_` stands only behind names that end with a digit or with `_`, so that no existing file has another name."""
+    assert PATHS.sized_validation(sizes).name == f"validation-{name}.npy"

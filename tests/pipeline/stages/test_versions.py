@@ -39,7 +39,7 @@ GOLDEN = {
     "validate": (12, "c562b665697f986c"),
     "benchmark": (6, "816978a43b69bbb6"),
     "manifest": (6, "3db7446a1a7e41bf"),
-    "report": (9, "10b1519987153e4e"),
+    "report": (10, "10b1519987153e4e"),
     "load": (2, "a13868c157f94a4a"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (5, "858a4d057ce1c22b"),

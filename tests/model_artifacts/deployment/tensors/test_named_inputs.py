@@ -80,8 +80,13 @@ def test_inputs_of_one_name_have_one_size(near: bool) -> None:  # noqa: FBT001 -
 def test_a_size_outside_of_the_range_is_refused() -> None:
     """The message says which sizes the input takes."""
     given = {"tokens": np.ones((2, 5), np.int64), "weights": np.ones((2, 5), np.float32)}
-    with pytest.raises(RunError, match=r"(?s)tokens: int64 \(batch, sequence 2 to 4\).*got: +int64 \(2, 5\)"):
+    said = r"(?s)tokens: int64 \(batch, sequence 2 to 4\).*got: +int64 \(2, 5\).*bring sequence into the range"
+    with pytest.raises(RunError, match=said):
         checked_inputs(given, ANY_LENGTH, lambda _: False)
+    with pytest.raises(RunError, match="hand over at least one sample"):
+        checked_inputs(
+            {"tokens": np.ones((0, 3), np.int64), "weights": np.ones((0, 3), np.float32)}, ANY_LENGTH, lambda _: False
+        )
 
 
 def test_arrays_in_the_engines_memory_stay_there() -> None:

@@ -112,6 +112,36 @@ def test_latencies_from_host_to_host_stand_beside_the_floor(copied: Path) -> Non
     assert "From host to host" not in text_of(project)
 
 
+def test_a_model_of_arrays_has_samples_and_one_round_no_interval(copied: Path) -> None:
+    """Nothing of tokens is called an image, and a median alone no interval of 95 %."""
+    project = on_an_h100(copied)
+    manifest = project.manifest()
+    assert manifest.model is not None
+    tokens = (TensorSpec(name="tokens", shape=("batch", 8), dtype="int64", layout="NC"),)
+    entries = [
+        item.model_copy(
+            update={
+                "inputs": tokens,
+                "timings": tuple(
+                    found.model_copy(update={"p50_low_ms": found.p50_ms, "p50_high_ms": found.p50_ms})
+                    for found in item.timings
+                ),
+            }
+        )
+        for item in manifest.artifacts
+    ]
+    model = manifest.model.model_copy(update={"preprocessing": None, "images": "texts.npz"})
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": tuple(entries), "model": model}))
+    make_report(project)
+    text = text_of(project)
+    assert "; data: texts.npz<" in text
+    assert "no interval, of one round" in text
+    assert "samples/s</th>" in text
+    assert "samples a second" in text
+    assert "images/s" not in text
+    assert "0.2 to 0.2" not in text
+
+
 def test_top1_has_a_column_where_there_are_labels(built: Project) -> None:
     """Other tasks have none, and are shown without an empty column."""
     page = built.paths.report.read_text()
