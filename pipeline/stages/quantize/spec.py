@@ -43,6 +43,11 @@ FP8_VERSION = 1
 
 1 leaves convolutions without FP8 kernels in floating point.
 """
+SIZES_VERSION = 1
+"""Raise it when the same graph of computed sizes gives another quantised graph: that of an ONNX file, or of named axes.
+
+1 keeps arithmetic on sizes in float32.
+"""
 
 
 def quantize_key(project: Project, graph: Graph) -> Key:
@@ -52,6 +57,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **left,
         **_heads(project),
         **_fp8(graph),
+        **_sizes(project),
         **_ranges(project, graph),
         **_pairs(project),
         graph=graph,
@@ -72,6 +78,11 @@ def _heads(project: Project) -> dict[str, int]:
 def _fp8(graph: Graph) -> dict[str, int]:
     """Return the field of a graph in fp8."""
     return {"fp8": FP8_VERSION} if graph.precision is Precision.FP8 else {}
+
+
+def _sizes(project: Project) -> dict[str, int]:
+    """Return the field of a graph that may compute sizes."""
+    return {"sizes": SIZES_VERSION} if project.config.axes or project.config.model.onnx else {}
 
 
 def _ranges(project: Project, graph: Graph) -> dict[str, str]:
