@@ -48,6 +48,7 @@ INTEGRATION = {
     "pipeline/test_segmentation.py",
     "pipeline/test_several_models.py",
     "pipeline/test_sized_boxes.py",
+    "pipeline/test_sized_files.py",
     "pipeline/test_sized_maps.py",
     "pipeline/test_sizes.py",
     "pipeline/test_tags.py",

@@ -12,6 +12,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_rewrites import nodes_of
+from pipeline.adapters.onnx_sizes import size_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -38,7 +39,7 @@ def cast(model: onnx.ModelProto, kind: int, uncounted: Collection[str] = ()) -> 
 
     Weights are rounded to the nearest number, as by torch's cast: ONNX Runtime's converter, which places the casts,
     would keep values from becoming zero or infinite. An operator that ONNX does not have in the type stays in float32,
-    between casts.
+    between casts. So does arithmetic on sizes, without casts in between: 50 × 1.1 is 54.97 in float16.
 
     Args:
         model: the graph in float32, with its weights as initialisers.
@@ -48,9 +49,13 @@ def cast(model: onnx.ModelProto, kind: int, uncounted: Collection[str] = ()) -> 
     model = _with_own_wide_inputs(model)
     wide = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     blocked = sorted(_without(model, kind))
-    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
+    sizes = [model.graph.node[number].name for number in sorted(size_nodes(model.graph))]
+    converted = OnnxModel(
+        convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked, node_block_list=sizes)
+    )
     _drop_second_casts(converted.model.graph)
-    if blocked:
+    _join_sizes(converted.model.graph, {*sizes})
+    if blocked or sizes:
         del converted.model.graph.value_info[:]  # the converter's notes on these operators have the other type
     converted.topological_sort(is_deterministic=True)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
@@ -73,18 +78,26 @@ def _with_own_wide_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with a weight of its own for each input that stays in float32, such as the scales of a resize.
 
     The converter casts a weight that another input shares to the narrow type and back, and gives two such casts one
-    name.
+    name. Arithmetic on sizes has weights of its own, too, and names of nodes, which the converter knows it by.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in copy.graph.initializer}
+    sizes, owned = size_nodes(copy.graph), set()
     for number, node in enumerate(copy.graph.node):
-        for place in ALWAYS_FLOAT_INPUTS.get(node.op_type, []):
-            if place < len(node.input) and node.input[place] in weights:
-                own = onnx.TensorProto()
-                own.CopyFrom(weights[node.input[place]])
-                own.name = node.input[place] = f"{own.name}_{number}"
-                copy.graph.initializer.append(own)
+        is_size = number in sizes
+        if is_size and not node.name:
+            node.name = f"{node.op_type}_of_sizes_{number}"
+        for place in range(len(node.input)) if is_size else ALWAYS_FLOAT_INPUTS.get(node.op_type, []):
+            tensor = weights.get(node.input[place]) if place < len(node.input) else None
+            if tensor is None or (is_size and tensor.data_type != TensorProto.FLOAT):
+                continue
+            node.input[place] = f"{tensor.name}_{number}"
+            if node.input[place] not in owned:
+                owned.add(node.input[place])
+                own = copy.graph.initializer.add()
+                own.CopyFrom(tensor)
+                own.name = node.input[place]
     used = {name for node in nodes_of(copy.graph) for name in node.input}
     kept = [tensor for tensor in copy.graph.initializer if tensor.name in used]
     del copy.graph.initializer[:]
@@ -99,6 +112,35 @@ def _drop_second_casts(graph: onnx.GraphProto) -> None:
         if node.op_type == "Cast" and node.output[0] in seen:
             graph.node.remove(node)
         seen.update(node.output)
+
+
+def _join_sizes(graph: onnx.GraphProto, sizes: Collection[str]) -> None:
+    """Remove the converter's casts to the narrow type and back behind arithmetic on sizes.
+
+    Args:
+        graph: the converted graph.
+        sizes: the names of the nodes of this arithmetic.
+    """
+    exact = {name for node in graph.node if node.name in sizes for name in node.output}
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.name not in sizes}
+    joined = {}
+    for name, node in casts.items():
+        narrow = casts.get(node.input[0])
+        if narrow is not None and narrow.input[0] in exact and _target(node) == TensorProto.FLOAT:
+            joined[name] = narrow.input[0]
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = joined.get(name, name)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for name in (*joined, *(casts[name].input[0] for name in joined)):
+        if name not in used and casts[name] in graph.node:
+            graph.node.remove(casts[name])
+            used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+
+
+def _target(cast_node: onnx.NodeProto) -> int:
+    """Return the type that a `Cast` gives."""
+    return next(int(attribute.i) for attribute in cast_node.attribute if attribute.name == "to")
 
 
 def _without(model: onnx.ModelProto, kind: int) -> Iterator[str]:

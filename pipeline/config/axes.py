@@ -322,8 +322,6 @@ def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
         for axis in profile.axes:
             if reason := _unknown_axis(config, axis.name, known):
                 yield ("profiles", index, axis.name), f"`profiles[{index}]`: {reason}"
-        if profile.axes and (reason := _refusal(config)):
-            yield ("profiles", index), f"`profiles[{index}]`: {reason}; write the batch alone"
     ranged = {axis.name for axis in config.axes}
     for item in written:
         for index, name in enumerate(item.axes):
@@ -355,11 +353,3 @@ def _unknown_axis(config: Config, name: str, known: set[str]) -> str:
     if known:
         return f"no input has the axis {name!r}; `data.axes` names {listed(sorted(known))}"
     return f"no input has the axis {name!r}; name it, such as `data: {{axes: {{tokens: [{name}]}}}}`"
-
-
-def _refusal(config: Config) -> str:
-    """Return the reason why a configuration can have no dynamic axes beside the batch; empty if it can."""
-    if config.model.onnx is not None and config.data.tensors is None and config.model.task in FOLLOWING:
-        task = f"`task: {config.model.task.value}` of an ONNX file takes one size of images"
-        return f"{task}: the emulation of rounding runs no `Resize` to a computed size"
-    return ""

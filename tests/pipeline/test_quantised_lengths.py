@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,19 +10,27 @@ import pytest
 import torch
 
 import model_artifacts
-from model_artifacts.records import Status
+from model_artifacts.records import Graph, Precision, Status
 from pipeline.cli.main import main
+from pipeline.planning.plan import Arithmetic
 from pipeline.planning.project import Project
+from pipeline.records import AxisSize
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.export.stage import make_onnx
+from pipeline.stages.source.stage import make_source
+from pipeline.stages.validate.stage import validate_variant
+from tests.support.small_projects import project_of
 from tests.support.texts import LONGEST, arrays_of, configuration, write_texts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from model_artifacts.records import ManifestEntry
 
 INT8_CPU = "tiny/cpu-x86_64/onnxruntime-int8-cpu"
 INT8, BF16 = "tiny/cpu-x86_64/onnxruntime-int8", "tiny/cpu-x86_64/onnx-reference-bf16"
-"""What stands in for TensorRT's kernels on a CPU: it is never deployed, and sees the longest texts alone."""
+"""What stands in for TensorRT's kernels on a CPU: it is never deployed, and runs a part of the texts."""
 ENGINE = "tiny/rtx-sm80+/bf16-b1-2-4-sequence4-12-24-ws16MiB"
 BUILT = {INT8_CPU, INT8, BF16, ENGINE}
 MARGIN = 0.3
@@ -57,11 +66,23 @@ def test_every_graph_and_engine_has_the_axis(project: Project, name: str) -> Non
     assert entry.status is (Status.DEPLOYABLE if name == INT8_CPU else Status.BUILT), entry.reason
 
 
-def test_eight_bits_are_judged_at_every_length(project: Project) -> None:
-    """By the rounding of the quantised graph at that length, and by the margin."""
-    checks = {check.metric: check for check in entry_of(project, INT8_CPU).checks}
+def test_a_bound_of_the_longest_texts_holds_for_no_shorter_ones(project: Project) -> None:
+    """BF16 rounds four tokens further from FP32 than twenty-four: so each length has a bound of its own."""
+    record = project.rounding(Arithmetic(Graph.BF16, Precision.BF16))
+    shortest = record.at((AxisSize(name="sequence", size=4),)).relative_l2_high
+    assert shortest is not None
+    assert record.relative_l2_high is not None
+    assert shortest > 1.1 * record.relative_l2_high
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"), [(INT8_CPU, (1, 32)), (INT8, (16,)), (BF16, (8,))], ids=["for x86", "for TensorRT", "bf16"]
+)
+def test_a_narrow_graph_is_judged_at_every_length(project: Project, name: str, batches: tuple[int, ...]) -> None:
+    """By the rounding of the precision at that length, and by the margin; what is slow runs a part, in one batch."""
+    checks = {check.metric: check for check in entry_of(project, name).checks}
     for length in (4, 12, 15):
-        for batch in (1, 32):
+        for batch in batches:
             where = f"at sequence {length} in batches of {batch}"
             assert checks[f"relative L2 {where}"].passed
             assert checks[f"largest relative L2 of a part {where}"].passed
@@ -79,3 +100,20 @@ def test_eight_bits_tag_every_length(project: Project) -> None:
             found = model(batch)
             assert found.shape == (16, length, 16)
             assert 0 < np.linalg.norm(found - wanted) < MARGIN * np.linalg.norm(wanted)
+
+
+def test_bf16_that_is_right_at_the_longest_length_only_is_rejected(project: Project, tmp_path: Path) -> None:
+    """The evaluator shows on a processor what an engine of this graph would be rejected for."""
+    other = tmp_path / "twin"
+    other.mkdir()
+    wrong = project_of(other, configuration(write_texts(other), "TagsFromEnd", "tensors").replace("fp16", "bf16"))
+    make_source(wrong)
+    make_onnx(wrong, restore_model(wrong), Graph.BF16)
+    shutil.copytree(project.config_file.parent, tmp_path / "broken")
+    broken = Project.load(tmp_path / "broken/pipeline.yaml", STAGES)
+    shutil.copyfile(wrong.paths.onnx(Graph.BF16), broken.paths.onnx(Graph.BF16))
+    report = validate_variant(broken, broken.plan.variant(BF16))
+    failed = [check.metric for check in report.checks if not check.passed]
+    for length in (4, 12, 15):
+        assert any(f" at sequence {length} " in metric for metric in failed)
+    assert all(" at sequence " in metric for metric in failed), "at the texts' own length it is right"

@@ -22,6 +22,11 @@ graph is compared with the network. Since 5 weights that torch computes in every
 0 and 1 are kept. Since 6 graphs in bf16 have none of the operators that TensorRT refuses in bf16. Since 7 a run folds
 the batch-norms that torch.fx leaves.
 """
+FILES_VERSION = 1
+"""The same for models that are ONNX files alone.
+
+1 keeps arithmetic on sizes in float32.
+"""
 
 
 def export_key(project: Project, graph: Graph) -> Key:
@@ -37,6 +42,7 @@ def export_key(project: Project, graph: Graph) -> Key:
         onnx=version("onnx"),
         onnxscript=version("onnxscript"),
         **({"axes": [axis.model_dump(mode="json") for axis in axes]} if (axes := project.config.axes) else {}),
+        **({"files": FILES_VERSION} if source.onnx else {}),
         **name_fields(project),
     )
 

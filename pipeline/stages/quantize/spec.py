@@ -48,6 +48,11 @@ PAIRS_VERSION = 2
 
 2 has FP16 around int8 only if a node is left out that has pairs by itself.
 """
+SIZES_VERSION = 1
+"""Raise it when the same graph of computed sizes gives another quantised graph: that of an ONNX file, or of named axes.
+
+1 keeps arithmetic on sizes in float32.
+"""
 
 
 def quantize_key(project: Project, graph: Graph) -> Key:
@@ -57,6 +62,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **left,
         **_heads(project),
         **_fp8(graph),
+        **_sizes(project),
         **_ranges(project, graph),
         **_pairs(project),
         graph=graph,
@@ -77,6 +83,11 @@ def _heads(project: Project) -> dict[str, int]:
 def _fp8(graph: Graph) -> dict[str, int]:
     """Return the field of a graph in fp8."""
     return {"fp8": FP8_VERSION} if graph.precision is Precision.FP8 else {}
+
+
+def _sizes(project: Project) -> dict[str, int]:
+    """Return the field of a graph that may compute sizes."""
+    return {"sizes": SIZES_VERSION} if project.config.axes or project.config.model.onnx else {}
 
 
 def _ranges(project: Project, graph: Graph) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The rounding of a precision in an ONNX graph, emulated node by node: the emulation of networks of torch, for graphs.
 
 Products run in torch, whose emulation rounds their operands, results and sums. ONNX Runtime computes every other node
-by itself, and its results are rounded as a torch operator's are.
+by itself, and its results are rounded as a torch operator's are. Sizes, and what they are computed of, stay exact.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch.nn import functional
 from model_artifacts.errors import RunError, one_line
 from model_artifacts.host.environment import threads
 from model_artifacts.sessions.feeds.batches import feed_of, rows_of_batch, size_of
+from pipeline.adapters.onnx_sizes import size_nodes, size_operands
 from pipeline.stages.rounding.emulation import emulating, rounding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     import numpy.typing as npt
@@ -58,8 +59,18 @@ class GraphEmulation:
         """
         self._model, self._precision, self._sums = model, precision, sums
         self._stored, self._multiplied = rounding_of(precision)
-        self._weights = {item.name: self._round(numpy_helper.to_array(item)) for item in model.graph.initializer}
-        self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        self._sizes = size_nodes(model.graph)
+        self._computed = {name for number in self._sizes for name in model.graph.node[number].output}
+        weights = {item.name: item for item in model.graph.initializer}
+        exact = {
+            node.input[place]
+            for number, node in enumerate(model.graph.node)
+            for place in self._exact_places(number, node)
+            if place < len(node.input)
+        }
+        self._exact = {name: numpy_helper.to_array(weights[name]) for name in exact & weights.keys()}
+        self._weights = {name: self._round(numpy_helper.to_array(item)) for name, item in weights.items()}
+        self._sessions: dict[tuple[Any, ...], onnxruntime.InferenceSession] = {}
         self._last = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
         for node in model.graph.node:
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
@@ -75,8 +86,8 @@ class GraphEmulation:
         kept = {output.name for output in graph.output} | self._weights.keys()
         values: dict[str, Any] = {**self._weights, **feed_of([value.name for value in graph.input], images)}
         for place, node in enumerate(graph.node):
-            inputs = [values[name] if name else None for name in node.input]
-            results = self._product(node, inputs)
+            inputs = self._operands(place, node, values)
+            results = None if place in self._sizes else self._product(node, inputs)
             if results is None:
                 results = self._alone(place, node, inputs)
             values.update(zip(node.output, results, strict=False))
@@ -84,6 +95,23 @@ class GraphEmulation:
                 if name and self._last.get(name, place) <= place and name not in kept:
                     values.pop(name, None)
         return tuple(values[output.name] for output in graph.output)
+
+    def _operands(self, number: int, node: onnx.NodeProto, values: dict[str, Any]) -> list[Any]:
+        """Return a node's inputs: sizes as they are, and all else rounded."""
+        exact = self._exact_places(number, node)
+        found: list[Any] = []
+        for place, name in enumerate(node.input):
+            if not name:
+                found.append(None)
+            elif place in exact:
+                found.append(self._exact.get(name, values[name]))
+            else:
+                found.append(self._round(values[name]) if name in self._computed else values[name])
+        return found
+
+    def _exact_places(self, number: int, node: onnx.NodeProto) -> Collection[int]:
+        """Return the places of a node's inputs that are not rounded."""
+        return range(len(node.input)) if number in self._sizes else size_operands(node)
 
     def _round(self, value: Any, rounded: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:  # noqa: ANN401 - a sequence is a list
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
@@ -108,34 +136,41 @@ class GraphEmulation:
         return None if found is None else [found.numpy()]
 
     def _alone(self, place: int, node: onnx.NodeProto, inputs: list[Any]) -> list[Any]:
-        """Return the rounded results of a node that ONNX Runtime computes by itself."""
-        if node.op_type in _MULTIPLYING:
+        """Return the rounded results of a node that ONNX Runtime computes by itself; those of sizes as they are."""
+        is_size = place in self._sizes
+        if node.op_type in _MULTIPLYING and not is_size:
             inputs = [self._round(value, self._multiplied) for value in inputs]
-        given = {
-            name: value
-            for name, value in zip(node.input, inputs, strict=True)
-            if name and name not in self._weights and value is not None
-        }
-        if place not in self._sessions:
-            self._sessions[place] = self._session(node, given)
+        operands = {name: value for name, value in zip(node.input, inputs, strict=True) if name and value is not None}
+        given = {name: value for name, value in operands.items() if name not in self._weights}
+        key = (place, *(value.shape for value in given.values() if isinstance(value, np.ndarray) and value.ndim == 1))
+        if key not in self._sessions:
+            weights = {name: value for name, value in operands.items() if name in self._weights}
+            self._sessions[key] = self._session(node, given, weights)
         names = [name for name in node.output if name]
         try:
-            results = dict(zip(names, self._sessions[place].run(names, given), strict=True))
+            results = dict(zip(names, self._sessions[key].run(names, given), strict=True))
         except Exception as exc:  # onnxruntime's exceptions have no common public base
             raise RunError(f"{node.op_type} {node.name!r} does not run by itself", got=one_line(exc)) from exc
-        return [self._round(results[name]) if name else None for name in node.output]
+        found = [results.get(name) for name in node.output]
+        return found if is_size else [self._round(value) for value in found]
 
-    def _session(self, node: onnx.NodeProto, given: dict[str, Any]) -> onnxruntime.InferenceSession:
-        """Return a session of a graph that holds one node, with its weights."""
+    def _session(
+        self, node: onnx.NodeProto, given: dict[str, Any], weights: dict[str, Array]
+    ) -> onnxruntime.InferenceSession:
+        """Return a session of a graph that holds one node, with its weights.
+
+        A vector has its length there: ONNX reads an unknown one as no sizes at all.
+        """
         inputs = []
         for name, value in given.items():
             if not isinstance(value, np.ndarray):
                 raise RunError(f"{node.op_type} {node.name!r} takes a sequence, which cannot be rounded")
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-            inputs.append(helper.make_tensor_value_info(name, kind, [None] * value.ndim))
+            shape = value.shape if value.ndim == 1 else [None] * value.ndim
+            inputs.append(helper.make_tensor_value_info(name, kind, shape))
         outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-        weights = [numpy_helper.from_array(self._weights[name], name) for name in {*node.input} & self._weights.keys()]
-        graph = helper.make_graph([node], "alone", inputs, outputs, weights)
+        stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+        graph = helper.make_graph([node], "alone", inputs, outputs, stored)
         model = helper.make_model(graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()

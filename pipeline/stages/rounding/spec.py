@@ -26,6 +26,8 @@ _TASKS = {Task.SEGMENTATION, Task.MULTILABEL}
 """Tasks whose answers have a noise of their own."""
 _PARTS = 2
 """The same as VERSION for tasks with parts alone. Since 2 the quantile of a part holds for all parts together."""
+_FILES = 1
+"""The same for graphs of models that are ONNX files. 1 keeps sizes exact."""
 _SHOWN = 1
 """The same for outputs that are no logits."""
 SAMPLES = 64
@@ -51,6 +53,7 @@ def rounding_key(project: Project, arithmetic: Arithmetic) -> Key:
         onnxruntime=version("onnxruntime-gpu") if quantized or of_file else None,
         **({"task": task.value} if task in _TASKS else {}),
         **({"parts": _PARTS} if task.has_parts else {}),
+        **({"files": _FILES} if of_file and not quantized else {}),
         **({"shown": [_SHOWN, *shown]} if (shown := sorted({io.answer for io in shown_outputs(project)})) else {}),
     )
 

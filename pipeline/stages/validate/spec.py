@@ -49,6 +49,9 @@ DETECTION_VERSION = 2
 SIZES_VERSION = 1
 """The same for images in other sizes, of artifacts with dynamic axes beside the batch."""
 
+PARTS_VERSION = 1
+"""The same for those of variants that run a part of the samples. 1 judges them at every size, too."""
+
 PROFILES_VERSION = 1
 """The same for engines with several profiles. 1 records the largest loss of all profiles."""
 
@@ -98,17 +101,21 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
 def _size_fields(project: Project, variant: Variant) -> dict[str, object]:
     """Return the fields of images in other sizes, at which an artifact with dynamic axes is judged."""
     sized = [item.model_dump(mode="json") for item in sizes_of(project, variant)]
-    return {"sizes": [SIZES_VERSION, sized]} if sized else {}
+    if not sized:
+        return {}
+    part = {} if limit_of_samples(project, variant) is None else {"sized_part": PARTS_VERSION}
+    return {"sizes": [SIZES_VERSION, sized], **part}
 
 
 def sizes_of(project: Project, variant: Variant) -> tuple[SizedSamples, ...]:
     """Return the images in other sizes that a variant is judged at: those of its profile, or all of them.
 
-    An artifact without a profile takes every size in the ranges of all profiles together. A baseline, and a graph that
-    stands in for TensorRT's, are never deployed: they see the network's own size alone. So does a torch module, which
-    is made for it.
+    An artifact without a profile takes every size in the ranges of all profiles together. So does a graph that shows
+    on a processor what TensorRT's will compute, in int8, fp8 or bf16. A baseline, which serves for comparison of speed,
+    sees the network's own size alone. So does a torch module, which is made for it.
     """
-    if variant.backend.is_module or variant.backend.is_baseline or variant.stands_in:
+    shows_numerics = variant.backend is Backend.ONNX_REFERENCE
+    if variant.backend.is_module or (variant.backend.is_baseline and not shows_numerics):
         return ()
     wanted = checked_sizes(variant.profile.axes) if variant.profile else project.config.checked_sizes
     return tuple(item for item in project.data().sizes if item.sizes in wanted)

@@ -235,7 +235,8 @@ def _run_onnx_or_on_cpu(project: Project, artifact: Artifact) -> Ran:
             images = loader_of(project, project.data().validation, variant.io.input)
             with _with_progress(images, "validating", samples) as load:
                 rows = run_batches(shown.run, load, samples, spans=shown.spans)
-            return Ran(shown.lift(rows, shown.reference[:samples]), graph_layers=layers)
+            sized = run_sizes(shown.run, project, variant, samples)
+            return Ran(shown.lift(rows, shown.reference[:samples]), graph_layers=layers, sized=sized)
         return _run_all(run, project, variant, batch_sizes_of(project, variant, None))._replace(graph_layers=layers)
 
 

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_casts import cast
 from tests.support.onnx_models import SIZE, make
+from tests.support.sized_files import grown
 
 KINDS = {TensorProto.FLOAT16: 17, TensorProto.BFLOAT16: 22}
 KIND = pytest.mark.parametrize("kind", KINDS, ids=["fp16", "bf16"])
@@ -113,6 +114,38 @@ def test_a_shared_scale_stays_exact(kind: int) -> None:
     assert {types[name] for name in scaled} == {TensorProto.FLOAT}
     (product,) = (node for node in narrowed.graph.node if node.op_type == "Mul")
     assert types[product.input[1]] == kind
+
+
+@KIND
+@pytest.mark.parametrize("by_scales", [False, True], ids=["sizes", "scales"])
+def test_arithmetic_on_sizes_stays_exact(kind: int, *, by_scales: bool) -> None:
+    """No cast stands between its nodes; what meets the image is narrow."""
+    narrowed = cast(grown(KINDS[kind], by_scales=by_scales), kind).model
+    onnx.checker.check_model(narrowed, full_check=True)
+    types = {item.name: item.data_type for item in narrowed.graph.initializer}
+    makers = {name: node for node in narrowed.graph.node for name in node.output}
+    (product,) = (
+        node for node in narrowed.graph.node if node.op_type == "Mul" and "shape" in makers[node.input[0]].input
+    )
+    assert types[product.input[1]] == TensorProto.FLOAT
+    (resize,) = (node for node in narrowed.graph.node if node.op_type == "Resize")
+    last = makers[resize.input[2 if by_scales else 3]]
+    assert (last.op_type, last.input[0]) == ("Div" if by_scales else "Cast", product.output[0])
+    assert types["height"] == kind
+
+
+@pytest.mark.parametrize("by_scales", [False, True], ids=["sizes", "scales"])
+def test_sizes_in_float16_are_those_of_float32(*, by_scales: bool) -> None:
+    """50 × 1.1 is 55 in float32, and 54.97 in float16."""
+    for height, width in [(50, 100), (37, 64)]:
+        images = np.ones((1, 3, height, width), np.float32)
+        found = []
+        for model in (grown(17, by_scales=by_scales), cast(grown(17, by_scales=by_scales), TensorProto.FLOAT16).model):
+            model.ir_version = 8
+            session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+            found.append(np.asarray(session.run(None, {"image": images})[0]))
+        assert found[0].shape == found[1].shape
+        np.testing.assert_allclose(found[1], found[0], rtol=2e-3)
 
 
 def test_two_operators_in_float32_share_a_cast() -> None:

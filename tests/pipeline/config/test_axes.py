@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 HEIGHT = {"min": 160, "opt": 224, "max": 320}
 WIDTH = {"min": 128, "opt": 224, "max": 512}
-STEPS = "{resize: 8, crop: 8, interpolation: bilinear, mean: [0], std: [1]}"
 
 
 def axis(name: str, low: int, best: int, high: int) -> AxisRange:
@@ -140,10 +139,6 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
     ("more", "said"),
     [
         (
-            f"model: {{task: segmentation, onnx: a.onnx}}\npreprocessing: {STEPS}",
-            "`task: segmentation` of an ONNX file takes one size of images: the emulation of rounding",
-        ),
-        (
             "model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz}",
             r"yaml:4:31: `profiles\[0\]`: no input has the axis 'height'; name it, such as `data: {axes: {tokens: ",
         ),
@@ -157,7 +152,7 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
         ),
         ("data: {axes: {words: [height]}}", "`data.axes` names axes of `data.tensors`; those of images are height and"),
     ],
-    ids=["maps of an ONNX file", "no names", "another name", "no range", "images"],
+    ids=["no names", "another name", "no range", "images"],
 )
 def test_an_axis_without_names_or_range_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
     """Maps follow the image, and the axes of arrays need names and ranges."""

@@ -53,7 +53,7 @@ def judge_sizes(
             rounding=rounding.at(run.samples.axes).of(span.name), emulated=None, is_part=True, sample_shape=here.shape
         )
         got, want = run.rows[:, here.columns], run.reference[:, here.columns]
-        truth = None if labels is None else _truth_at(labels[: run.samples.samples], here, own.task)
+        truth = None if labels is None else _truth_at(labels[: len(run.rows)], here, own.task)
         accuracy = measure(got, want, truth if own.task is Task.CLASSIFICATION else None, own.names, own.task)
         where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
         judged = judge_logits(got, want, truth, accuracy, own)
@@ -84,7 +84,7 @@ def judge_boxes(
         height, width = (
             dict(run.samples.sizes).get(axis, own) for axis, own in zip(PICTURE_AXES, detector.size, strict=True)
         )
-        truth = None if labels is None else labels[: run.samples.samples].astype(np.float64)
+        truth = None if labels is None else labels[: len(run.rows)].astype(np.float64)
         if truth is not None:
             truth[..., :4] *= np.array([width / detector.size[1], height / detector.size[0]] * 2)
         judged = detector.at(run.spans, (height, width)).judge(run.rows, run.reference, truth, gates, is_part=True)

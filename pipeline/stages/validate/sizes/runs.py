@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     Run = Callable[[Batch], Outputs]
 
 
-def run_sizes(run: Run, project: Project, variant: Variant, batches: BatchSizes) -> tuple[SizedRun, ...]:
+def run_sizes(run: Run, project: Project, variant: Variant, batches: BatchSizes | int) -> tuple[SizedRun, ...]:
     """Run the samples of each other size that a variant takes, in its smallest and its largest batch.
 
     Args:
         run: a batch of samples → the artifact's outputs.
         project: the data stage must have run.
         variant: the variant.
-        batches: its batch sizes.
+        batches: its batch sizes; or the most samples of each size, which run as one batch, of a variant that is slow.
 
     Returns:
         a run for each size and batch; none for a variant without dynamic axes beside the batch.
@@ -48,12 +48,14 @@ def run_sizes(run: Run, project: Project, variant: Variant, batches: BatchSizes)
         images = to_batch(project.pixels(item.pixels), spec, variant.io.input)
         reference = np.load(project.file(item.reference))
         spans = spans_of(project.source(), item.shapes)
-        for size in dict.fromkeys((batches.smallest, batches.most)):
+        count = min(item.samples, batches) if isinstance(batches, int) else item.samples
+        both = (count,) if isinstance(batches, int) else (batches.smallest, batches.most)
+        for size in dict.fromkeys(both):
 
             def load(start: int, stop: int, images: Batch = images) -> Batch:
                 return rows_of_batch(images, slice(start, stop))
 
             what = f"the artifact, at {shown_sizes(item.sizes)},"
-            rows = run_batches(run, load, item.samples, batch=size, smallest=size, spans=spans, what=what)
-            found.append(SizedRun(item, size, rows, reference, spans))
+            rows = run_batches(run, load, count, batch=size, smallest=size, spans=spans, what=what)
+            found.append(SizedRun(item, size, rows, reference[:count], spans))
     return tuple(found)

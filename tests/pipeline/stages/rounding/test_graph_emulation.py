@@ -17,6 +17,7 @@ from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.samples import to_batch
 from pipeline.stages.rounding.emulation import RUNS, emulating
 from pipeline.stages.rounding.graph_emulation import GraphEmulation, emulate_graph
+from tests.support.sized_files import grown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,6 +121,31 @@ def test_every_form_of_a_node_is_computed(
         assert distance < (1e-5 if precision is Precision.FP32 else 3e-3)
         if precision is Precision.FP16 or (precision is Precision.TF32 and node.op_type not in {"Softmax", "Resize"}):
             assert distance > 1e-5
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16], ids=lambda item: item.value)
+@pytest.mark.parametrize("by_scales", [False, True], ids=["sizes", "scales"])
+def test_sizes_are_exact(precision: Precision, *, by_scales: bool) -> None:
+    """A resize to a computed size gives FP32's shape, and only its numbers are rounded, in another shape of images too.
+
+    50 × 1.1 is 55 in FP32, and 54.97 in FP16.
+    """
+    model = grown(17, by_scales=by_scales)
+    emulation, wide = GraphEmulation(model, precision), GraphEmulation(model, Precision.FP32)
+    for height, width in [(50, 100), (37, 64)]:
+        images = random(1, 3, height, width)
+        (found,), (expected,) = emulation(images), wide(images)
+        assert found.shape == expected.shape
+        assert 1e-5 < relative(found, expected) < 1e-2
+
+
+def test_a_constant_scale_is_exact() -> None:
+    """BF16 holds no 1.3: a tensor of 10 would become one of 12."""
+    node = helper.make_node("Resize", ["x", "", "s"], ["y"], mode="nearest")
+    (found,) = GraphEmulation(one(node, (1, 1, 10, 10), s=np.array([1, 1, 1.3, 1.3], np.float32)), Precision.BF16)(
+        random(1, 1, 10, 10)
+    )
+    assert found.shape == (1, 1, 13, 13)
 
 
 def test_a_graph_in_a_node_is_refused() -> None:
