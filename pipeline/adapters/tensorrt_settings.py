@@ -8,7 +8,7 @@ from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import Precision, Setting
 from model_artifacts.tensorrt.specs import tensor_spec
 from pipeline.adapters.tensorrt_libraries import missing_lean_runtime
-from pipeline.adapters.tensorrt_refusals import refusals
+from pipeline.adapters.trials.refusals import refusals
 from pipeline.config.tensorrt import HardwareCompatibility, TilingOptimizationLevel
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import ArtifactError
 from model_artifacts.records import Backend
 from model_artifacts.tensorrt.flavour import load_flavour
-from pipeline.adapters.tensorrt_refusals import build_routes, refusals
+from pipeline.adapters.trials.refusals import build_routes, refusals
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.system.isolation import run_isolated

@@ -9,7 +9,7 @@ import pytest
 from model_artifacts.errors import BuildError
 from model_artifacts.records import EngineFlavour
 from model_artifacts.tensorrt.flavour import load_flavour
-from pipeline.adapters.tensorrt_refusals import build_routes, refusals, routes_of
+from pipeline.adapters.trials.refusals import build_routes, refusals, routes_of
 from pipeline.config.tensorrt import TensorRTConfig
 
 
