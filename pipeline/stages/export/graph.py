@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Interpreter
 from model_artifacts.errors import ExportError, one_line, out_of_memory, shortened
 from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torch_batch
 from model_artifacts.sessions.feeds.samples import Samples
-from pipeline.adapters import onnx_graph
+from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.adapters.onnx_graph import reason_of
 from pipeline.stages.export.axes import NO_AXES, Axes, dims_of, require_free_axes, require_named_axes
 from pipeline.stages.export.translations import TRANSLATIONS
@@ -113,6 +113,7 @@ def to_onnx(
     for value in program.model.graph.initializers.values():
         value.const_value = None  # the optimiser's rules keep parts of the last graph, and with them all weights
     onnx_graph.forget_origin(exported)
+    onnx_rewrites.count_no_padding(exported.graph)
     try:
         onnx_graph.check(exported)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:

@@ -94,6 +94,7 @@ def make_fp32(
     batch_norms = optimize(loaded, folds_batch_norms=True)
     made = ir.to_proto(loaded)
     onnx_graph.forget_origin(made)
+    onnx_rewrites.count_no_padding(made.graph)
     _check(made, Graph.FP32)
     if onnx_graph.opset_of(made) > opset:
         _convert(made, opset, "TensorRT 8.6 cannot read it")

@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from torch.nn import functional
 
 from pipeline.adapters import onnx_rewrites
 from tests.support.onnx_models import CLASSES, SIZE, make
@@ -111,3 +113,45 @@ def test_shapes_of_constants_stay() -> None:
     graph = helper.make_graph(nodes, "sum", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert onnx_rewrites.let_batch_vary(model, 1) == 0
+
+
+def pooled(kernel: int, pads: int, *, ceil: bool, included: bool) -> onnx.ModelProto:
+    """Return a mean over windows."""
+    node = helper.make_node(
+        "AveragePool",
+        ["image"],
+        ["means"],
+        kernel_shape=[kernel] * 2,
+        strides=[2, 2],
+        pads=[pads] * 4,
+        ceil_mode=int(ceil),
+        count_include_pad=int(included),
+    )
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("image", "means")]
+    ends[0] = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])
+    graph = helper.make_graph([node], "means", ends[:1], ends[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+def test_means_without_padding_count_none(kernel: int) -> None:
+    """TensorRT divides by the whole window otherwise, and ONNX Runtime and PyTorch by the values within the input."""
+    model = pooled(kernel, 0, ceil=True, included=True)
+    before = run(model, IMAGES)
+    assert onnx_rewrites.count_no_padding(model.graph) == 1
+    assert model.graph.node[0] == pooled(kernel, 0, ceil=True, included=False).graph.node[0]
+    np.testing.assert_allclose(run(model, IMAGES), before, rtol=1e-4, atol=1e-6)  # the order of a sum is free
+    wanted = functional.avg_pool2d(torch.from_numpy(IMAGES), kernel, 2, ceil_mode=True)
+    np.testing.assert_allclose(before, wanted.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pads", "ceil", "included"),
+    [(1, True, True), (0, False, True), (0, True, False)],
+    ids=["padded", "rounded-down", "not-counted"],
+)
+def test_other_means_stay_as_they_are(pads: int, *, ceil: bool, included: bool) -> None:
+    """With padding, the attribute says whether its zeros count."""
+    model = pooled(3, pads, ceil=ceil, included=included)
+    assert onnx_rewrites.count_no_padding(model.graph) == 0
+    assert model == pooled(3, pads, ceil=ceil, included=included)
