@@ -28,7 +28,7 @@ from model_artifacts.tensorrt.inspector import EngineLayer, shares
 from model_artifacts.tensorrt.runtime import load_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -159,6 +159,8 @@ class Session:
         self._padded: Shapes = ()  # the shapes that run: of an engine with several profiles the next of their sizes
         self._sent: list[Place] = []  # the inputs and outputs of these shapes, in the engine's order
         self._fetched: list[Place] = []
+        self._uploads: list[Callable[[slice], None]] = []  # their copies, made once: each call has some microseconds
+        self._downloads: list[Callable[[], None]] = []
         self._own_pointers: dict[str, int] = {}
         self._bound: dict[str, int] = {}
         self._ended = False
@@ -180,7 +182,7 @@ class Session:
     def close(self) -> None:
         """Free all memory. Arrays on the GPU that the session returned are no longer valid."""
         self._ended, self._graph, self._shapes, self._padded = True, None, (), ()
-        self._sent, self._fetched = [], []
+        self._sent, self._fetched, self._uploads, self._downloads = [], [], [], []
         cuda.close_all([self._buffers, self._graphs])
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - numpy in, numpy out; any library's GPU array in, ours out
@@ -284,8 +286,8 @@ class Session:
 
     def _fetch(self) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
         """Enqueue the copies of the outputs to pinned memory, and return the arrays that they go to."""
-        for place in self._fetched:
-            cuda.copy_to_host(place.staged, place.rows, self.stream)
+        for download in self._downloads:
+            download()
         return named(self._names, [place.staged for place in self._fetched])
 
     def _prepare(self, shapes: Shapes) -> None:
@@ -320,22 +322,22 @@ class Session:
             if not isinstance(array, Parts) and not array.flags.c_contiguous:
                 raise self._refusal(f"{array.dtype} {array.shape} with strides {array.strides}")
         self._prepare(shapes_of(arrays))
-        for place, array in zip(self._sent, arrays, strict=True):
-            self._send(place, array)
+        for place, upload, array in zip(self._sent, self._uploads, arrays, strict=True):
+            self._send(place, upload, array)
         self._fill_up()
         self.enqueue()
         landed = self._fetch()
         self.stream.synchronize()
         return each(landed, np.array)
 
-    def _send(self, place: Place, array: npt.NDArray[Any] | Parts) -> None:
+    def _send(self, place: Place, upload: Callable[[slice], None], array: npt.NDArray[Any] | Parts) -> None:
         """Enqueue the copy of an input from the host's memory to the session's own."""
         if isinstance(array, Parts):
-            self._copiers.gather(place.staged, array.arrays, cuda.part_copier(place.rows, place.staged, self.stream))
+            self._copiers.gather(place.staged, array.arrays, upload)
         elif cuda.is_pinned(array):
             cuda.copy_to_gpu(place.rows, array, self.stream)
         else:
-            self._copiers.copy(place.staged, array, cuda.part_copier(place.rows, place.staged, self.stream))
+            self._copiers.copy(place.staged, array, upload)
 
     def _run_on_gpu(self, batch: list[Any]) -> cuda.DeviceArray | dict[str, cuda.DeviceArray]:
         arrays = [gpu_arrays.view(array, self.stream) for array in batch]
@@ -384,6 +386,8 @@ class Session:
         self._sent = [self._buffers.place(spec, shape, rows) for spec, shape in given]
         found = ((spec, self._context.shape(spec.name)) for spec in self._outputs)
         self._fetched = [self._buffers.place(spec, shape, rows) for spec, shape in found]
+        self._uploads = [place.uploads_on(self.stream) for place in self._sent]
+        self._downloads = [place.downloads_on(self.stream) for place in self._fetched]
         self._graph = self._graphs.called(padded) if self._cuda_graph else None
         self._shapes, self._padded = shapes, padded
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import installed
+from model_artifacts.sessions.feeds.batches import parts_of
 from model_artifacts.sessions.feeds.staging import PIECE_BYTES, Copiers
 from pipeline.stages.benchmark.clocks import measured_link
 from pipeline.stages.common.opening import gpu_of, open_serialized
@@ -62,6 +64,38 @@ def test_pieces_reach_the_gpu(project: Project, fixed: Artifact, threads: int) -
             copiers.copy(staged, batch, cuda.part_copier(there, staged, stream))
             stream.synchronize()
             np.testing.assert_array_equal(cuda.downloaded(there), batch)
+
+
+def test_parts_of_a_batch_give_the_logits_of_all(project: Project, ranged: Artifact) -> None:
+    """Callers' arrays that are joined are copied one after another, and are a batch like any other."""
+    batch = images(project, 4)
+    with open_serialized(project, ranged) as engine, engine.session() as run:
+        np.testing.assert_array_equal(run(parts_of([batch[:1], batch[1:3], batch[3:]])), run(batch))
+
+
+def test_memory_is_freed_in_the_middle_of_a_capture(project: Project, fixed: Artifact) -> None:
+    """As by a garbage collection: the capture is whole. Without the relaxed mode, CUDA refuses and breaks it."""
+    cuda.use(gpu_of(project, fixed))
+    with closing(cuda.Stream()) as stream, closing(cuda.Memory(64)) as memory:
+        there = memory.array((64,), np.dtype(np.uint8))
+
+        def work() -> None:
+            with cuda.beside_captures():
+                other.close()
+            cuda.clear(there, stream)
+
+        other = cuda.Memory(2**20)
+        cuda.copy_to_gpu(there, np.ones(64, np.uint8), stream)
+        stream.synchronize()
+        with closing(stream.capture(work)) as graph:
+            assert cuda.downloaded(there).all()
+            graph.launch()
+            stream.synchronize()
+            assert not cuda.downloaded(there).any()
+        other = cuda.Memory(2**20)
+        with pytest.raises(RunError, match="captur"):
+            stream.capture(other.close)
+        other.close()
 
 
 @pytest.mark.parametrize("buffers", [2, 3, 4])

@@ -12,6 +12,8 @@ import numpy as np
 from model_artifacts.host import cuda
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from model_artifacts.records import TensorSpec
@@ -31,6 +33,20 @@ class Place(NamedTuple):
     def is_filled_up(self) -> bool:
         """True if the GPU runs more rows than the batch has."""
         return self.rows is not self.on_gpu
+
+    def uploads_on(self, stream: cuda.Stream) -> Callable[[slice], None]:
+        """Return what puts the copy of some of the pinned bytes to the GPU on a stream, for many calls."""
+        return cuda.part_copier(self.rows, self.staged, stream)
+
+    def downloads_on(self, stream: cuda.Stream) -> Callable[[], None]:
+        """Return what puts the copy of the rows to the pinned array on a stream, for many calls."""
+        kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        there, here, size, handle = self.staged.ctypes.data, self.rows.pointer, self.rows.bytes, stream.handle
+
+        def download() -> None:
+            cuda.check(cuda.runtime.cudaMemcpyAsync(there, here, size, kind, handle))
+
+        return download
 
 
 class Buffers:

@@ -133,7 +133,13 @@ class Copiers:
         Raises:
             RunError: the threads have ended.
         """
-        self.gather(target, (source,), arrived)
+        if self._count < 1 or source.nbytes <= (FEWEST_PIECES - 1) * PIECE_BYTES:  # at once, and with no more lists
+            there, here = target.ctypes.data, source.ctypes.data
+            for part in pieces_of(source.nbytes, PIECE_BYTES):
+                _move(there, here, part)
+                arrived(part)
+        else:
+            self.gather(target, (source,), arrived)
 
     def gather(
         self, target: npt.NDArray[Any], sources: Sequence[npt.NDArray[Any]], arrived: Callable[[slice], None]

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     """
 
 
+_BATCHES_AT_ONCE = 64
+"""The batches that are queued in one go. Of a million images offline, the first would wait for the last."""
+
+
 def rows_of(images: Batch, numbers: Numbers) -> Batch:
     """Return a batch of images by their numbers: a copy, as joined calls are; a single image is a view."""
     at: Any = slice(int(numbers[0]), int(numbers[0]) + 1) if len(numbers) == 1 else numbers
@@ -71,7 +75,11 @@ class System:
             BaseException: an earlier batch failed, so that nothing of this run counts.
         """
         self.check()
-        self._line.put([*zip(repeat(time.monotonic()), tickets, numbers, repeat(answered))], len(tickets))
+        came, most = time.monotonic(), _BATCHES_AT_ONCE * self._line.limit
+        for start in range(0, len(tickets), most):
+            few = slice(start, start + most)
+            samples = [*zip(repeat(came), tickets[few], numbers[few], repeat(answered))]
+            self._line.put(samples, len(samples))
 
     def check(self) -> None:
         """Raise the error of the first batch that failed, if one did."""

@@ -81,6 +81,17 @@ def test_each_image_is_answered_once(batch: int, contexts: int) -> None:
     assert query.calls == len(network.batches)  # one call to LoadGen a batch
 
 
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_many_images_at_once_are_cut_into_full_batches(contexts: int) -> None:
+    """They are queued bit by bit, so that the first ones run meanwhile; only the last batch is smaller."""
+    network, query = Network(), Query(*[number % 7 for number in range(1000)])
+    with serving([network] * contexts, IMAGES, settings(contexts, 3), None) as system:
+        send(system, query)
+        assert query.done.wait(30)
+        system.check()
+    assert sorted(map(len, network.batches)) == [1, *[3] * 333]
+
+
 def test_queries_of_one_image_are_joined() -> None:
     """Images that wait are one batch, as those of the loader's callers."""
     network = Network()
