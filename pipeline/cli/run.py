@@ -52,6 +52,8 @@ T = TypeVar("T")
 DURATIONS = ".durations.json"
 """The file in the artifacts folder with the durations of the steps in earlier runs, for the time that a run takes."""
 
+_LINES_OF_A_REASON = 6
+"""Lines of an error that the end of a run shows again: what, where, expected, got and fix."""
 _COMMANDS = ("list", "help", "info")
 """Commands of doit's own, beside `run`, that tell about tasks."""
 
@@ -130,8 +132,11 @@ class Reporter(ConsoleReporter):
         unmet = [item for item in self.failures if isinstance(item["exception"], UnmetDependency)]
         if failed:
             self.write(f"\n{len(failed)} failed; run again, each by itself, with:\n")
+            said: list[list[str]] = []
             for task in failed:
-                self.write(f"  {_command_of(task)}\n")
+                reason = _reason_of(task) if closing else []  # without the screen it stands just above
+                self.write("\n".join([f"  {_command_of(task)}", *(reason if reason not in said else []), ""]))
+                said.append(reason)
         if unmet:
             self.write(f"{len(unmet)} not run, because what they build on failed\n")
         if self.runtime_errors:
@@ -166,6 +171,14 @@ def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> s
     print_manifest(manifest, Place(artifacts, devices_here(), release, is_shared), stream)
     again = f"model-artifacts show {shlex.quote(str(artifacts))}{f' --model {model}' if is_shared else ''}"
     return f"{f'{model}: ' if is_shared else ''}{answer_in_short(manifest)}\nall of this again: {again}"
+
+
+def _reason_of(task: Task) -> list[str]:
+    """Return the error that a task ended with, as lines below its command: it may have left the screen long ago."""
+    _, *errors = re.split(r"^error: ", "".join(action.err or "" for action in task.actions), flags=re.MULTILINE)
+    lines = errors[-1].splitlines() if errors else []
+    more = ["…"] if len(lines) > _LINES_OF_A_REASON else []
+    return [f"      {line}" for line in [*lines[:_LINES_OF_A_REASON], *more]]
 
 
 def _is_step(task: Task) -> bool:

@@ -232,12 +232,12 @@ def test_an_onnx_file_of_one_length_is_refused(project: Project, tmp_path: Path)
         pytest.param(
             "{tokens: [sequence]}",
             "{min: 4, opt: 8, max: 32}",
-            "3:15",
+            "3:59",
             "sequence 4 to 32 must end at the size of the samples in .*, 24: .*; write `max: 24`, or pad the samples",
             id="longer",
         ),
         pytest.param(
-            "{tokens: [sequence]}", "{min: 4, opt: 8, max: 16}", "3:15", "`max: 24`, or shorten", id="shorter"
+            "{tokens: [sequence]}", "{min: 4, opt: 8, max: 16}", "3:59", "`max: 24`, or shorten", id="shorter"
         ),
     ],
 )

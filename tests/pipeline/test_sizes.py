@@ -253,7 +253,7 @@ def test_the_images_own_size_must_lie_in_the_range(tmp_path: Path) -> None:
     """All validation images are judged at it, so that a range without it is refused with its place."""
     own = project_of(tmp_path, configuration(axes="height: {min: 33, opt: 40, max: 48}"))
     make_source(own)
-    with pytest.raises(ConfigError, match=r"yaml:5:15: .*height 33 to 48 does not hold the images' own height, 32"):
+    with pytest.raises(ConfigError, match=r"yaml:5:57: .*height 33 to 48 does not hold the images' own height, 32"):
         with_data(own)
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
+from model_artifacts.errors import BuildError, one_line
 from model_artifacts.records import Precision
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
 from pipeline.adapters.tensorrt_settings import joined, network_flags, set_compute_capabilities
@@ -43,8 +45,14 @@ def quantized_layers(graph: Path) -> tuple[QuantizedLayer, ...]:
     """Return the kinds of layers of an ONNX file whose operands are quantised, each once, in the graph's order.
 
     A graph with Q/DQ pairs around none of these has `PAIR`; one without pairs has none.
+
+    Raises:
+        BuildError: the file cannot be read.
     """
-    nodes = onnx.load(graph, load_external_data=False).graph.node
+    try:
+        nodes = onnx.load(graph, load_external_data=False).graph.node
+    except (DecodeError, OSError) as exc:
+        raise BuildError("the ONNX graph cannot be read", where=str(graph), got=one_line(exc)) from exc
     stored = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
     kinds = [_KINDS[node.op_type] for node in nodes if node.op_type in _KINDS and {*node.input[:2]} <= stored]
     return tuple(dict.fromkeys(kinds or ([QuantizedLayer.PAIR] if stored else [])))

@@ -40,7 +40,7 @@ def problems_of(source: YamlSource, error: ValidationError) -> list[str]:
             continue  # the YAML reader or `argument_problems` has reported it
         at_key = detail["type"] in _AT_KEYS
         place = source.key_position(location) if at_key else source.position(location)
-        name = shown_location(source.placed(source.written(location)))
+        name = shortened(shown_location(source.placed(source.written(location))), 120)
         problems.append(f"{place}: {_explain(detail, location, name)}")
     return problems
 

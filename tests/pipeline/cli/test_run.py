@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from doit.cmd_base import ModuleTaskLoader
 from doit.cmd_run import Run as DoitRun
+from doit.exceptions import TaskFailed
 from doit.task import Task
 
 from model_artifacts.records import Precision, Status
@@ -231,6 +232,35 @@ def test_the_last_screen_comes_before_a_command_that_follows(
     assert "to release all that may be deployed: doit release" in shown
     reporter.complete_run()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["below a table", "without a table"])
+def test_errors_are_said_again_below_the_table(
+    built: Project,
+    capsys: pytest.CaptureFixture[str],
+    shown: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A table of many variants takes the error off the screen. Without one it stands just above, and is said once."""
+    progress = Progress({}, {}, 1)
+    reporter = Reporter(Live(progress), progress)
+    manifest = _task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release", "tiny")})
+    failed = [_task(f"export:tiny/{name}") for name in ("fp32", "fp16", "bf16")]
+    for task, error in zip(
+        failed, ("bad\n  got:      1\n", "bad\n  got:      1\n", "worse\n" + "  x\n" * 9), strict=True
+    ):
+        task.actions[0].err = f"a warning\nerror: {error}"
+    reporter.initialize({task.name: task for task in (manifest, *failed)}, [])
+    for task in failed:
+        reporter.add_failure(task, TaskFailed("exit status 1"))
+    if shown:
+        reporter.add_success(manifest)
+    reporter.complete_run()
+    _, _, end = capsys.readouterr().out.partition("3 failed; run again, each by itself, with:\n")
+    commands = [f"  doit {task.name}" for task in failed]
+    nothing: list[str] = []
+    said = ["      bad", "        got:      1"], nothing, ["      worse", *["        x"] * 5, "      …"]
+    expected = [line for command, lines in zip(commands, said, strict=True) for line in (command, *lines)]
+    assert end.splitlines()[: len(expected) if shown else None] == (expected if shown else commands)
 
 
 def test_last_screens_keep_the_order_of_the_configuration(

@@ -74,7 +74,7 @@ def _range_problems(specs: Sequence[TensorSpec], config: Config) -> Iterator[tup
     own = own_sizes(specs, named_inputs(specs, config.data.axes, config.axes))
     tensors = config.data.tensors
     for index, axis in ranges_without([item.axes for item in config.profiles], own, ends=tensors is not None):
-        yield ("profiles", index), f"`profiles[{index}]`: {_misfit(axis, own[axis.name], tensors)}"
+        yield ("profiles", index, axis.name), f"`profiles[{index}]`: {_misfit(axis, own[axis.name], tensors)}"
 
 
 def _misfit(axis: AxisRange, own: int, tensors: str | None) -> str:

@@ -87,6 +87,16 @@ def test_the_kinds_are_those_of_the_graph(
     assert quantized_layers(graph_of(tmp_path / "a.onnx", *layers, plain=plain)) == expected
 
 
+@pytest.mark.parametrize("content", [None, b"no graph"], ids=["missing", "damaged"])
+def test_a_file_that_is_no_graph_is_an_error_of_the_build(tmp_path: Path, content: bytes | None) -> None:
+    """The build fails with the file, and does not skip the variant for layers that nobody knows."""
+    file = tmp_path / "a.onnx"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(BuildError, match=r"(?s)cannot be read.*a\.onnx"):
+        quantized_layers(file)
+
+
 @pytest.mark.parametrize("layer", [CONVOLUTION, TRANSPOSED], ids=lambda layer: layer.name)
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
 def test_convolutions_are_refused_for_their_type(flavour: Flavour, precision: Precision, layer: QuantizedLayer) -> None:
