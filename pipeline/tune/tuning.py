@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import ArtifactError, UsageError, storage_errors
-from model_artifacts.host.environment import now
+from model_artifacts.host.environment import host_memory_bytes, now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
 from pipeline.config.settings import Executor
@@ -15,6 +15,7 @@ from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import make_key
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
+from pipeline.stages.benchmark.stage import room_of
 from pipeline.system.locks import working
 from pipeline.tune.finals.entrants import entrants_of
 from pipeline.tune.finals.restarts import Finals
@@ -204,7 +205,9 @@ class _Tuning:
 
     def _entered(self, setups: Setups, search: Search, trials: Sequence[Trial]) -> Finals:
         """Return the finals with all that takes part, whose baselines are built. Say what the budget leaves out."""
-        found, there = entrants_of(search, trials, self.project.plan), list[Point]()
+        plan = self.project.plan
+        gpu = next((gpu for target in plan.targets if (gpu := plan.gpu(target))), None)
+        found, there = entrants_of(search, trials, plan, room_of(gpu, host_memory_bytes())), list[Point]()
         for point in found.baselines:
             place = setups.place(point)
             try:
@@ -217,7 +220,10 @@ class _Tuning:
             if reason:
                 write(self.stream, *wrapped(f"no peer: {point.text}: {reason}", indent=0))
         if found.left:
-            write(self.stream, *wrapped(f"not in the finals for want of time: {', '.join(found.left)}", indent=0))
+            write(
+                self.stream,
+                *wrapped(f"not in the finals for want of time or memory: {', '.join(found.left)}", indent=0),
+            )
         return Finals(setups, tuple(search.finalists(trials)), found._replace(baselines=tuple(there)))
 
     def _finals(self, finals: Finals, before: float) -> list[FinalRestart]:

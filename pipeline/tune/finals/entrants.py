@@ -31,7 +31,7 @@ class Entrants(NamedTuple):
     baselines: tuple[Point, ...] = ()
     """Baselines of the configuration, which are no answer."""
     left: tuple[str, ...] = ()
-    """What the budget has no time for, each as a phrase."""
+    """What the budget has no time for, or the host no memory, each as a phrase."""
 
 
 NOTHING_ELSE = Entrants()
@@ -44,13 +44,16 @@ class _Extra(NamedTuple):
     start_seconds: float = 0.0
 
 
-def entrants_of(search: Search, trials: Sequence[Trial], plan: Plan) -> Entrants:
+def entrants_of(search: Search, trials: Sequence[Trial], plan: Plan, room: int) -> Entrants:
     """Return what takes part beside the finalists: each in its turn, if all restarts would still end in the budget.
+
+    All have a process at once, so that those beside the finalists must also have room.
 
     Args:
         search: the search.
         trials: all trials.
         plan: the plan, whose baselines are peers.
+        room: the number of processes that this host has memory for, beside that of eager FP32.
     """
     count = len(search.finalists(trials)) + 1
     if count == 1:
@@ -60,7 +63,8 @@ def entrants_of(search: Search, trials: Sequence[Trial], plan: Plan) -> Entrants
     left: list[str] = []
     for extra in _extras(search, trials, plan):
         starts = sum(item.start_seconds for item in [*taken, extra])
-        if search.final_seconds(trials, count + len(taken) + 1) + starts <= seconds:
+        fits = count + len(taken) <= room
+        if fits and search.final_seconds(trials, count + len(taken) + 1) + starts <= seconds:
             taken.append(extra)
         else:
             left.append(extra.what)

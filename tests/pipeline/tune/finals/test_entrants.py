@@ -22,6 +22,9 @@ LISTED = {"baselines": ["inductor", "onnxruntime", "onnxruntime_tensorrt"]}
 PLAN = Plan(config_of(precisions=["fp16", "int8"], profiles=[1, 64], benchmark=LISTED), host(H100, flavours=(TRT10,)))
 
 
+ROOM = 40
+
+
 def streamed(number: int, of: Contender, milliseconds: float) -> Trial:
     """Return a trial that was screened with several streams."""
     found = trial_of(number, of.point, milliseconds)
@@ -38,7 +41,7 @@ SEARCH = Search(Space((INT8, FP16, MODULE), BATCHES), OBJECTIVES, 10_000.0, stre
 
 def test_all_take_part_with_time_enough() -> None:
     """Other numbers of streams, the best of other backends, and the baselines that the configuration lists."""
-    found = entrants_of(SEARCH, TRIALS, PLAN)
+    found = entrants_of(SEARCH, TRIALS, PLAN, ROOM)
     assert [(point.built, point.streams) for point in found.streams] == [
         (item.point, number) for item in (INT8, FP16) for number in (2, 8)
     ]
@@ -58,18 +61,26 @@ def test_what_there_is_no_time_for_is_named() -> None:
     seconds = SEARCH.final_seconds(TRIALS, 1)
     assert seconds == pytest.approx(3 * 1.5 * 2.5)
     search = replace(SEARCH, budget_seconds=spent + 5 * seconds)
-    found = entrants_of(search, TRIALS, PLAN)
+    found = entrants_of(search, TRIALS, PLAN, ROOM)
     assert [point.streams for point in found.streams] == [2, 8]
     assert (found.rivals, found.baselines) == ((), ())
     assert found.left[:3] == ("2 streams", "8 streams", "dynamo-fp16")
-    assert entrants_of(replace(search, budget_seconds=spent + 3 * seconds), TRIALS, PLAN).streams == ()
+    assert entrants_of(replace(search, budget_seconds=spent + 3 * seconds), TRIALS, PLAN, ROOM).streams == ()
+
+
+def test_no_more_take_part_than_the_host_has_memory_for() -> None:
+    """All have a process at once; finalists are never left out for others."""
+    found = entrants_of(SEARCH, TRIALS, PLAN, 4)
+    assert len(SEARCH.finalists(TRIALS)) == 2
+    assert ([point.streams for point in found.streams], found.rivals) == ([2, 8], ())
+    assert entrants_of(SEARCH, TRIALS, PLAN, 1).streams == ()
 
 
 def test_without_finalists_nothing_takes_part() -> None:
     """Nothing has passed; or the host has no GPU, whose baselines could."""
-    assert entrants_of(SEARCH, [], PLAN) == NOTHING_ELSE
+    assert entrants_of(SEARCH, [], PLAN, ROOM) == NOTHING_ELSE
     processor = Plan(config_of(precisions=["fp16", "int8"], benchmark=LISTED), Host())
-    assert entrants_of(SEARCH, TRIALS, processor).baselines == ()
+    assert entrants_of(SEARCH, TRIALS, processor, ROOM).baselines == ()
 
 
 def test_streams_are_tried_for_throughput_alone() -> None:
