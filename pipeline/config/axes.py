@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import TensorSpec
     from pipeline.config.files.yaml_source import Location
-    from pipeline.config.settings import Config
+    from pipeline.config.settings import Config, DataConfig
 
 PICTURE_AXES = ("height", "width")
 """The axes of images that `profiles` may name, in the order of NCHW."""
@@ -46,7 +46,7 @@ class InputAxes(Record):
     """The names that `data.axes` gives the axes of an input of `data.tensors`."""
 
     input: str
-    """The name of the input."""
+    """The name of the input, or of the labels."""
     axes: tuple[AxisName | None, ...]
     """The name of each axis behind the sample; None for one of a fixed size."""
 
@@ -104,6 +104,16 @@ def named_inputs(
         return spec.model_copy(update={"shape": shape})
 
     return tuple(map(renamed, specs)) if dynamic else tuple(specs)
+
+
+def label_axes(data: DataConfig) -> tuple[str | None, ...]:
+    """Return the names of the axes of the labels behind the sample; none if the configuration names none."""
+    return next((item.axes for item in data.axes if item.input == data.labels), ())
+
+
+def input_axes(data: DataConfig) -> tuple[InputAxes, ...]:
+    """Return the names of the axes of the inputs, without those of the labels."""
+    return tuple(item for item in data.axes if item.input != data.labels)
 
 
 def own_sizes(specs: Sequence[TensorSpec], named: Sequence[TensorSpec]) -> dict[str, int]:
@@ -317,7 +327,8 @@ def axes_problems(config: Config) -> Iterator[tuple[Location, str]]:
         text = f"`data.axes` names axes of `data.tensors`; those of images are {' and '.join(PICTURE_AXES)}; remove it"
         yield ("data", "axes"), text
         return
-    known = {name for item in written for name in item.axes if name is not None}
+    known = {name for item in input_axes(config.data) for name in item.axes if name is not None}
+    yield from _label_problems(config, known)
     for index, profile in enumerate(config.profiles):
         for axis in profile.axes:
             if reason := _unknown_axis(config, axis.name, known):
@@ -342,6 +353,17 @@ def _long_names(config: Config) -> Iterator[tuple[Location, str]]:
         if len(label) > _LONGEST_NAME:
             length = f"{what} is {len(label)} characters in names of files; expected at most {_LONGEST_NAME}"
             yield place, f"{length}; write fewer sizes, or shorter names of axes"
+
+
+def _label_problems(config: Config, known: set[str]) -> Iterator[tuple[Location, str]]:
+    """Yield the names of axes of labels that follow no input."""
+    names, labels = label_axes(config.data), str(config.data.labels)
+    if names and config.model.task is not Task.TENSORS:
+        text = f"labels of `task: {config.model.task.value}` have one size; remove it"
+        yield ("data", "axes", labels), f"`data.axes.{labels}`: {text}"
+    elif unknown := [name for name in names if name is not None and name not in known]:
+        text = f"no input has the axis {unknown[0]!r}, which the labels follow; name it, or null for a fixed one"
+        yield ("data", "axes", labels), f"`data.axes.{labels}`: {text}"
 
 
 def _unknown_axis(config: Config, name: str, known: set[str]) -> str:

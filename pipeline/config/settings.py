@@ -112,8 +112,8 @@ class DataConfig(Record):
     tensors: Annotated[str, AfterValidator(check_path)] | None = None
     """A npz file with an array for each input of the model, in the place of images. The first axis is the sample."""
     axes: Annotated[tuple[InputAxes, ...], BeforeValidator(parse_input_axes)] = ()
-    """The names of the axes of these arrays behind the sample, a list by the name of each input. `profiles` may give a
-    named one a range."""
+    """The names of the axes of these arrays behind the sample, a list by the name of each input, and of `labels` that
+    follow the inputs. `profiles` may give a named one a range."""
     calibration: Count = 512
     """Images for the calibration of quantised graphs. A folder gives at most half of its images."""
     validation: Count = 500

@@ -16,6 +16,7 @@ from model_artifacts.records import Graph, Status
 from pipeline.cli.main import main
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
@@ -105,6 +106,15 @@ def test_a_profile_without_the_axis_has_the_length_of_the_texts(project: Project
     module = entry_of(project, MODULE)
     assert module.status is Status.SKIPPED
     assert "torch modules of such a model were not tried" in module.reason
+
+
+def test_a_network_of_torch_takes_the_longest_texts_alone(project: Project) -> None:
+    """It is judged at their length alone, so that its artifact claims no range."""
+    eager = project.plan.variant("tiny/cpu-x86_64/eager-fp32")
+    artifact, report = build_variant(project, eager), validate_variant(project, eager)
+    assert [(spec.shape, spec.ranges) for spec in artifact.inputs] == [(("batch", LONGEST), ())] * 2
+    assert report.passed, report.reason
+    assert not [check.metric for check in report.checks if " at sequence " in check.metric]
 
 
 @pytest.mark.parametrize("name", [FP16, FP32])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
 from tests.support.small_projects import project_of
 from tests.support.tasks import FP16
-from tests.support.texts import LONGEST, SAMPLES, WORDS, arrays_of, configuration, write_texts
+from tests.support.texts import LONGEST, WORDS, Tags, arrays_of, configuration, write_texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,15 +179,86 @@ def agreement(rows: npt.NDArray[np.float32], truth: npt.NDArray[np.generic]) -> 
     return np.asarray((rows.argmax(-1) == wanted).mean(1), dtype=np.float64)
 
 
-def test_labels_of_tags_are_refused(tmp_path: Path) -> None:
-    """They have the longest length, and a metric would hold shorter tags against them. Nothing is proven by them."""
-    labels = np.random.default_rng(3).integers(0, 16, (SAMPLES, LONGEST))
-    np.savez(tmp_path / "texts.npz", tags=labels, **arrays_of())  # type: ignore[arg-type]  # no mapping of names
-    text = configuration(tmp_path / "texts.npz", "Tags", "tensors")
+def with_labels(folder: Path, axes: str, longest: int = LONGEST) -> Project:
+    """Return the project of texts with the tags of a network that reads them in twice the precision.
+
+    Args:
+        folder: receives the texts.
+        axes: the names of the axes.
+        longest: the number of tags of a text.
+    """
+    torch.manual_seed(0)
+    arrays = arrays_of()
+    with torch.no_grad():
+        tags = Tags().double().eval()(torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["mask"]).double())
+    labels = tags.argmax(-1).numpy()[:, :longest]
+    np.savez(folder / "texts.npz", tags=labels, **arrays)  # type: ignore[arg-type]  # no mapping of names
+    text = configuration(folder / "texts.npz", "Tags", "tensors")
     text = text.replace("task: tensors", 'task: tensors, metric: "tests.pipeline.test_tags:agreement"')
-    own = project_of(tmp_path, text.replace("data: {", "data: {labels: tags, "))
+    text = text.replace("data: {", "data: {labels: tags, ")
+    return project_of(folder, re.sub(r"axes: {.*?}", f"axes: {{{axes}}}", text))
+
+
+OF_INPUTS = "tokens: [sequence], mask: [sequence]"
+
+
+def test_labels_without_names_are_refused(tmp_path: Path) -> None:
+    """They have the longest length, and a metric would hold shorter tags against them. The message says what to do."""
+    own = with_labels(tmp_path, OF_INPUTS)
     make_source(own)
-    with pytest.raises(ConfigError, match=r"`data\.labels` have the samples' own size") as caught:
+    with pytest.raises(
+        ConfigError, match=r"`data\.labels` have the samples' own size.*{axes: {tags: \[sequence\]}}"
+    ) as caught:
         make_data(own, restore_model(own))
     assert f"{own.config_file}:6:" in str(caught.value)
     assert not own.paths.data.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "longest", "said"),
+    [
+        (
+            "[sequence, null]",
+            LONGEST,
+            r"`data\.axes\.tags`: a label has the shape \(24,\); expected a name or null for",
+        ),
+        ("[sequence]", 20, r"`data\.axes\.tags`: a label has the shape \(20,\); expected 24 entries of 'sequence'"),
+    ],
+    ids=["two axes", "shorter"],
+)
+def test_names_that_do_not_fit_the_labels_are_refused(tmp_path: Path, names: str, longest: int, said: str) -> None:
+    """Each message has the labels' own shape."""
+    own = with_labels(tmp_path, f"{OF_INPUTS}, tags: {names}", longest)
+    make_source(own)
+    with pytest.raises(ConfigError, match=said):
+        make_data(own, restore_model(own))
+
+
+def test_labels_follow_their_texts(tmp_path: Path) -> None:
+    """At each length the metric gets the beginnings of the tags; a graph of other tags loses by them there."""
+    own = with_labels(tmp_path, f"{OF_INPUTS}, tags: [sequence]")
+    for step in own.schedule.steps:
+        of_variant = step.stage in {"build", "validate"} and step.subject == FP16
+        of_rounding = step.stage == "rounding" and "tf32" not in step.subject
+        if step.stage in {"source", "data", "export"} or of_rounding or of_variant:
+            assert main([step.stage, step.subject, "--config", str(own.config_file)]) == 0, step
+    report = own.accuracy(own.plan.variant(FP16))
+    assert report.passed, report.reason
+    assert report.accuracy is not None
+    (score,) = report.accuracy.scores
+    assert score.reference is not None
+    assert score.reference > 0.99
+    checks = {check.metric: check for check in report.checks}
+    for length in OTHERS:
+        found = [
+            check for metric, check in checks.items() if metric.startswith("drop of ") and f" {length} in" in metric
+        ]
+        assert [check.question for check in found] == [Question.GOOD_ENOUGH] * 2
+    other = tmp_path / "twin"
+    other.mkdir()
+    wrong = project_of(other, configuration(write_texts(other), "TagsFromEnd", "tensors"))
+    make_source(wrong)
+    make_onnx(wrong, restore_model(wrong), Graph.FP16)
+    shutil.copyfile(wrong.paths.onnx(Graph.FP16), own.paths.onnx(Graph.FP16))
+    failed = [check.metric for check in validate_variant(own, own.plan.variant(FP16)).checks if not check.passed]
+    assert any(metric.startswith("drop of ") and " at sequence 4 " in metric for metric in failed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from model_artifacts.errors import DataError
 from model_artifacts.host.hashes import describe_file
-from pipeline.config.axes import own_sizes, shown_sizes
+from pipeline.config.axes import label_axes, own_sizes, shown_sizes
 from pipeline.config.loading import placed_error
 from pipeline.records import AxisSize, SizedSamples
 from pipeline.stages.common.probe import at_sizes, taking
@@ -21,13 +21,14 @@ from pipeline.stages.common.tensors.axes import beginnings, dynamic_inputs, requ
 from pipeline.stages.data.storing import save
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
     from torch import nn
 
     from model_artifacts.records import Preprocessing
     from pipeline.config.axes import Sizes
+    from pipeline.config.files.yaml_source import Location
     from pipeline.planning.project import Project
     from pipeline.stages.common.sizes.following import AtSize, Shape
 
@@ -38,7 +39,9 @@ SAMPLES = 16
 """The samples at each size: a choice. There are up to eight sizes, and a fault at a size shows in every one of it."""
 
 
-def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[SizedSamples, ...]:
+def store_sizes(
+    project: Project, model: nn.Module, run: Reference, labels: npt.NDArray[Any] | None
+) -> tuple[SizedSamples, ...]:
     """Write the first validation samples at each size with the reference's logits; nothing without dynamic axes.
 
     The samples' own size is left out: all of them are validated at it.
@@ -47,10 +50,11 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
         project: the validation samples must be written.
         model: the FP32 network.
         run: (pixels, preprocessing), or (arrays, None) → the logits of the FP32 network.
+        labels: the labels of the validation samples in the file of arrays; None without them.
 
     Raises:
         ConfigError: the inputs have no such axes, a range does not fit the samples' own size, or outputs follow arrays
-            whose labels have one size.
+            whose labels do not.
         DataError: the network takes no samples of such a size, or gives outputs for them that its task has no meaning
             for.
     """
@@ -66,27 +70,49 @@ def store_sizes(project: Project, model: nn.Module, run: Reference) -> tuple[Siz
     others = [sizes for sizes in project.config.checked_sizes if {**own, **dict(sizes)} != own]
     tried = at_each_size(project, model, others, DataError)
     require_following(tried, project.source().task, DataError, what_of(project))
-    _require_no_labels(project, tried)
+    _require_labels(project, tried, own, labels)
     return tuple(
         _store(project, _at(project, rows, sizes), run, () if item.shapes == tried[0].shapes else item.shapes)
         for sizes, item in zip(others, tried[1:], strict=True)
     )
 
 
-def _require_no_labels(project: Project, tried: Sequence[AtSize]) -> None:
-    """Refuse labels of outputs that follow arrays: nothing says which of their axes to cut with them.
+def _require_labels(
+    project: Project, tried: Sequence[AtSize], own: Mapping[str, int], truth: npt.NDArray[Any] | None
+) -> None:
+    """Refuse labels of outputs that follow arrays if nothing says which of their axes to cut, or they do not fit.
+
+    Args:
+        project: the configuration.
+        tried: the outputs at the samples' own size, and at the others.
+        own: the samples' own size along each dynamic axis.
+        truth: the labels of the validation samples; None without them.
 
     Raises:
-        ConfigError: there are such labels, which a metric would compare with outputs of another size.
+        ConfigError: a metric would compare them with outputs of another size.
     """
-    follows = any(item.shapes != tried[0].shapes for item in tried)
-    if not follows or project.source().preprocessing is not None or project.config.data.labels is None:
+    labels = project.config.data.labels
+    if project.source().preprocessing is not None or truth is None:
         return
-    text = (
-        "`data.labels` have the samples' own size, and the network's outputs follow the samples; remove it, and "
-        "`model.metric` compares with the FP32 network's own outputs; or write the batch alone in `profiles`"
-    )
-    raise placed_error(project.config_file, project.plan.model, [(("data", "labels"), text)])
+    names = label_axes(project.config.data)
+    if not names:
+        if any(item.shapes != tried[0].shapes for item in tried):
+            text = (
+                "`data.labels` have the samples' own size, and the network's outputs follow the samples; name the axes "
+                f"of the labels, such as `data: {{axes: {{{labels}: [{next(iter(own))}]}}}}`, with null for a fixed one"
+            )
+            raise placed_error(project.config_file, project.plan.model, [(("data", "labels"), text)])
+        return
+    shape = truth.shape[1:]
+    wrong = [name for name, size in zip(names, shape, strict=False) if name is not None and own[name] != size]
+    if len(names) != len(shape) or wrong:
+        text = f"a label has the shape {shape}; expected a name or null for each axis"
+        if wrong:
+            text = (
+                f"a label has the shape {shape}; expected {own[wrong[0]]} entries of {wrong[0]!r}, as the inputs have"
+            )
+        place: Location = ("data", "axes", str(labels))
+        raise placed_error(project.config_file, project.plan.model, [(place, f"`data.axes.{labels}`: {text}")])
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def make_data(project: Project, model: nn.Module) -> DataRecord:
         reference = reference_logits(model, validation.pixels, source.preprocessing, bars.reporting("FP32 reference"))
         _check_order(project, model, split, reference)
     stored = _store_reference(project, reference)
-    sized = store_sizes(project, model, lambda pixels, spec: reference_logits(model, pixels, spec))
+    sized = store_sizes(project, model, lambda pixels, spec: reference_logits(model, pixels, spec), validation.labels)
     if source.task is Task.REGRESSION:
         require_tolerances(project.config.model.tolerance, source.classes)
     table = _table(project.config.data, source, classes, validation)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from model_artifacts.host.environment import version
 from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import CPU_TARGET, Backend, Precision, Task
-from pipeline.config.axes import checked_sizes
+from pipeline.config.axes import checked_sizes, label_axes
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.plan import STRICT_FP32, TF32, Arithmetic, arithmetic_of
@@ -104,7 +104,8 @@ def _size_fields(project: Project, variant: Variant) -> dict[str, object]:
     if not sized:
         return {}
     part = {} if limit_of_samples(project, variant) is None else {"sized_part": PARTS_VERSION}
-    return {"sizes": [SIZES_VERSION, sized], **part}
+    names = {"label_axes": names} if (names := label_axes(project.config.data)) else {}
+    return {"sizes": [SIZES_VERSION, sized], **part, **names}
 
 
 def sizes_of(project: Project, variant: Variant) -> tuple[SizedSamples, ...]:

@@ -15,6 +15,7 @@ from model_artifacts.host.environment import device_name, now, tools
 from model_artifacts.host.progress import Bars
 from model_artifacts.records import CPU_TARGET, Backend, Layout, Question, Task
 from model_artifacts.sessions.preprocessing import to_feed
+from pipeline.config.axes import label_axes
 from pipeline.config.settings import Gate
 from pipeline.planning.freshness import current
 from pipeline.planning.keys import key_of
@@ -156,7 +157,8 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     judged = [judge(one, own) for one, own in zip(runs, compared, strict=True)]
     checks += tuple(check for run in judged for check in run.checks)
     for span in spans if ran.sized else ():
-        checks += judge_sizes(ran.sized, span, labels, yardstick_for(project, claimed, span), project.rounding(claimed))
+        own, rounding = yardstick_for(project, claimed, span), project.rounding(claimed)
+        checks += judge_sizes(ran.sized, span, labels, own, rounding, label_axes(project.config.data))
     checks += judge_boxes(ran.sized, detector, labels, gates) if detector else ()
     worst = worst_of(judged)
     return AccuracyReport(

@@ -8,7 +8,16 @@ import pytest
 
 from model_artifacts.errors import ConfigError
 from model_artifacts.records import AxisRange, BatchRange
-from pipeline.config.axes import InputAxes, axes_of_all, checked_sizes, named_inputs, own_sizes, shown_sizes
+from pipeline.config.axes import (
+    InputAxes,
+    axes_of_all,
+    checked_sizes,
+    input_axes,
+    label_axes,
+    named_inputs,
+    own_sizes,
+    shown_sizes,
+)
 from pipeline.config.loading import load_config
 from pipeline.planning.keys import make_key
 from pipeline.records import tensor_spec
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 
 HEIGHT = {"min": 160, "opt": 224, "max": 320}
 WIDTH = {"min": 128, "opt": 224, "max": 512}
+TAGS = "data: {tensors: a.npz, labels: tags, axes: {words: [height], tags: [AXIS]}}"
 
 
 def axis(name: str, low: int, best: int, high: int) -> AxisRange:
@@ -70,6 +80,19 @@ def test_sizes_that_only_all_profiles_together_take_are_checked() -> None:
     assert (("height", 40),) in config.checked_sizes, "an engine of the first profile has one axis"
     alone = config_of(profiles=[1, {"batch": 1, "height": high, "width": wide}])
     assert alone.checked_sizes == checked_sizes(alone.axes), "one profile keeps its keys"
+
+
+def test_labels_name_their_axes_beside_the_inputs() -> None:
+    """What follows is an input or the labels by its name, and an input's axes are known without those of the labels."""
+    axes = {"tokens": ["sequence"], "tags": ["sequence", None]}
+    config = config_of(
+        model={"factory": "a:b", "task": "tensors", "metric": "a:b"},
+        data={"tensors": "a.npz", "labels": "tags", "axes": axes},
+        profiles=[{"batch": 8, "sequence": {"min": 8, "opt": 64, "max": 128}}],
+    )
+    assert label_axes(config.data) == ("sequence", None)
+    assert [item.input for item in input_axes(config.data)] == ["tokens"]
+    assert label_axes(config.data.model_copy(update={"labels": None})) == ()
 
 
 def test_arrays_name_their_axes() -> None:
@@ -150,9 +173,17 @@ def test_a_wrong_axis_is_refused(write_config: Callable[[str], Path], profile: s
             "model: {task: tensors, factory: 'a:b'}\ndata: {tensors: a.npz, axes: {words: [height, sequence]}}",
             "yaml:2:47: `data.axes.words`: no profile has a range for 'sequence'; write one, such as",
         ),
+        (
+            f"model: {{task: tensors, factory: 'a:b', metric: 'a:b'}}\n{TAGS.replace('AXIS', 'sequence')}",
+            r"yaml:2:\d+: `data.axes.tags`: no input has the axis 'sequence', which the labels follow",
+        ),
+        (
+            f"model: {{task: regression, tolerance: 1, factory: 'a:b'}}\n{TAGS.replace('AXIS', 'height')}",
+            "`data.axes.tags`: labels of `task: regression` have one size; remove it",
+        ),
         ("data: {axes: {words: [height]}}", "`data.axes` names axes of `data.tensors`; those of images are height and"),
     ],
-    ids=["no names", "another name", "no range", "images"],
+    ids=["no names", "another name", "no range", "labels", "labels of rows", "images"],
 )
 def test_an_axis_without_names_or_range_is_refused(write_config: Callable[[str], Path], more: str, said: str) -> None:
     """Maps follow the image, and the axes of arrays need names and ranges."""

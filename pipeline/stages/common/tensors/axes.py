@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config.axes import named_inputs, own_sizes, ranges_without
+from pipeline.config.axes import input_axes, named_inputs, own_sizes, ranges_without
 from pipeline.config.loading import placed_error
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def require_axes(project: Project, specs: Sequence[TensorSpec]) -> None:
     config = project.config
     if not config.axes:
         return
-    problems = list(_naming_problems(specs, config.data.axes)) or list(_range_problems(specs, config))
+    problems = list(_naming_problems(specs, input_axes(config.data))) or list(_range_problems(specs, config))
     if problems:
         raise placed_error(project.config_file, project.plan.model, problems)
 

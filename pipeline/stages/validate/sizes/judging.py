@@ -30,8 +30,13 @@ _SHOWN = "relative L2"
 """The check that stands for a size that passes all of them, beside those of answers that follow the image."""
 
 
-def judge_sizes(
-    runs: Sequence[SizedRun], span: Span, labels: npt.NDArray[Any] | None, yardstick: Yardstick, rounding: Rounding
+def judge_sizes(  # noqa: PLR0913 - the runs, their truth, and two measures
+    runs: Sequence[SizedRun],
+    span: Span,
+    labels: npt.NDArray[Any] | None,
+    yardstick: Yardstick,
+    rounding: Rounding,
+    axes: Sequence[str | None] = (),
 ) -> tuple[GateCheck, ...]:
     """Judge an output at each other size as at the network's own: is it faithful, and do these images disprove it?
 
@@ -41,6 +46,7 @@ def judge_sizes(
         labels: the truth of the first validation images; None without labels.
         yardstick: the bounds of this output at the network's own size.
         rounding: the rounding of all outputs, at every size.
+        axes: the names of the labels' axes behind the sample, if they follow the inputs'.
 
     Returns:
         the relative L2 at each size, the check of answers that follow the image, and every other check that fails.
@@ -53,7 +59,7 @@ def judge_sizes(
             rounding=rounding.at(run.samples.axes).of(span.name), emulated=None, is_part=True, sample_shape=here.shape
         )
         got, want = run.rows[:, here.columns], run.reference[:, here.columns]
-        truth = None if labels is None else _truth_at(labels[: len(run.rows)], here, own.task)
+        truth = None if labels is None else _truth_at(_cut(labels[: len(run.rows)], axes, run), here, own.task)
         accuracy = measure(got, want, truth if own.task is Task.CLASSIFICATION else None, own.names, own.task)
         where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
         judged = judge_logits(got, want, truth, accuracy, own)
@@ -91,6 +97,13 @@ def judge_boxes(
         where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
         checks += [check.model_copy(update={"metric": check.metric + where}) for check in judged.checks]
     return tuple(checks)
+
+
+def _cut(labels: npt.NDArray[Any], axes: Sequence[str | None], run: SizedRun) -> npt.NDArray[Any]:
+    """Return the beginnings of labels along the axes that they share with the inputs, as the samples' are taken."""
+    sizes = dict(run.samples.sizes)
+    parts = (slice(None), *(slice(sizes.get(str(name))) for name in axes))
+    return labels[parts]
 
 
 def _truth_at(labels: npt.NDArray[Any], span: Span, task: Task) -> npt.NDArray[Any]:
