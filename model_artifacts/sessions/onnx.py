@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from model_artifacts.sessions.feeds.batches import feed_of, rows_of_batch, size_
 from model_artifacts.sessions.feeds.checks import shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -64,21 +65,43 @@ def run_stand_in(model: bytes, samples: Batch, batch: int) -> Outputs:
     Raises:
         RunError: the graph cannot be loaded or run.
     """
+    run = stand_in(model)
+    return joined([run(rows_of_batch(samples, slice(at, at + batch))) for at in range(0, size_of(samples), batch)])
+
+
+def stand_in(model: bytes) -> Callable[[Batch], Outputs]:
+    """Return a function that runs batches of any size as `run_stand_in` does.
+
+    Args:
+        model: the serialized graph.
+
+    Raises:
+        RunError: the graph cannot be loaded. The function raises it if the graph cannot be run.
+    """
     import onnxruntime  # noqa: PLC0415 - only needed here
 
     options, unwanted = _session_options(None, stands_in=True)
-    try:
+
+    def run(batch: Batch) -> Outputs:
+        with _explained():
+            return compute(batch)
+
+    with _explained():
         session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
         )
-        run = run_of(session)
-        starts = range(0, size_of(samples), batch)
-        parts = [run(rows_of_batch(samples, slice(at, at + batch))) for at in starts]
+        compute = run_of(session)
+    return run
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except RunError:
         raise
     except Exception as exc:  # onnxruntime's exceptions have no common public base
         raise RunError("ONNX Runtime cannot run the graph", got=one_line(exc)) from exc
-    return joined(parts)
 
 
 class Ends(NamedTuple):

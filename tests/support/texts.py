@@ -66,6 +66,24 @@ class TracedLength(Texts):
         return mask.sum(1, keepdim=True) / LONGEST
 
 
+class OneOther(Texts):
+    """A wrong one at one length: it counts its places backwards there."""
+
+    def numbers(self, length: int) -> torch.Tensor:
+        """Return the positions of a text's tokens."""
+        return torch.arange(length) if length != LONGEST - 4 else torch.arange(length).flip(0)
+
+
+class Windows(Texts):
+    """A network of windows that pads a text to whole ones."""
+
+    def share(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the share of places with a token, as the mean of windows of eight places."""
+        windows = (mask.shape[1] + 7) // 8
+        filled = nn.functional.pad(mask, (0, windows * 8 - mask.shape[1])).view(mask.shape[0], windows, 8)
+        return filled.sum((1, 2)).unsqueeze(1) / mask.shape[1]
+
+
 class Counted(nn.Module):
     """A network that divides by its length as a number, which a trace keeps."""
 

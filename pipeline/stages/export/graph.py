@@ -26,6 +26,7 @@ from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.adapters.onnx_graph import reason_of
 from pipeline.stages.export.axes import NO_AXES, Axes, dims_of, require_free_axes, require_named_axes
+from pipeline.stages.export.conditions import Conditions, conditions_of, noting_branches
 from pipeline.stages.export.translations import TRANSLATIONS
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ log = logging.getLogger(__name__)
 
 
 class Exported(NamedTuple):
-    """A graph, and the number of batch-norms that were folded on the way to it."""
+    """A graph, the number of batch-norms that were folded on the way to it, and the conditions of its trace."""
 
     model: onnx.ModelProto
     batch_norms: int
+    conditions: Conditions = Conditions()
 
 
 def to_onnx(
@@ -102,9 +104,11 @@ def to_onnx(
     Raises:
         ExportError: torch cannot trace the model, its batch size or an axis is fixed, or the result is not valid ONNX.
     """
-    program = _trace(model, inputs, max(opset, _EXPORTER_OPSET), outputs, axes)
+    with noting_branches() as asked:
+        program = _trace(model, inputs, max(opset, _EXPORTER_OPSET), outputs, axes)
     _require_one_way(program)
     require_free_axes(program, axes)
+    conditions = conditions_of(program.exported_program, axes, asked)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
     exported = ir.to_proto(program.model)
@@ -133,7 +137,7 @@ def to_onnx(
             newer = onnx_graph.opset_of(exported)
             log.info("the graph stays at opset %d, which TensorRT 8.6 cannot read: %s", newer, reason_of(exc))
     onnx_graph.use_oldest_ir(exported)
-    return Exported(exported, batch_norms)
+    return Exported(exported, batch_norms, conditions)
 
 
 def optimize(model: ir.Model, *, folds_batch_norms: bool) -> int:
@@ -203,7 +207,7 @@ def _trace(
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     batch = torch.export.Dim("batch", min=1)
     try:
-        with _quiet(), _promoting_weights():
+        with quiet(), _promoting_weights():
             program = torch.onnx.export(
                 model,
                 tensors(_two(inputs)),
@@ -262,7 +266,7 @@ def _promoting_weights() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the deprecations inside torch and onnxscript, which are of no use to users."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -308,7 +312,7 @@ def _fails(model: Typed, inputs: tuple[int, int, int] | Samples) -> Exception | 
     """Return the exception that the model itself raises for two images; None if it runs."""
     images = _two(inputs)
     try:
-        with _quiet(), strict_fp32():
+        with quiet(), strict_fp32():
             if isinstance(model.body, GraphModule):
                 narrow = [item.to(model.dtype) if item.is_floating_point() else item for item in tensors(images)]
                 Interpreter(model.body).run(*narrow)  # it names the operator, unlike the module

@@ -164,7 +164,7 @@ def require_same(file: Path, expected: Expected, source: SourceRecord, rerun: st
         ExportError: ONNX Runtime cannot run the graph, or its outputs differ.
     """
     try:
-        require_agreement(file, expected._replace(cause=""), rerun, FLOOR)
+        require_agreement(file, [expected._replace(cause="")], rerun, FLOOR)
     except ExportError as exc:
         if source.onnx and source.onnx.batch is not None:
             raise ExportError(

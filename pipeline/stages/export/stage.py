@@ -30,8 +30,11 @@ from pipeline.stages.common.sizes.following import at_each_size, named_axes, req
 from pipeline.stages.common.tensors.axes import dynamic_inputs, require_axes, what_of
 from pipeline.stages.export.agreement import expected_of, require_agreement
 from pipeline.stages.export.axes import Axes, name_outputs
+from pipeline.stages.export.conditions import Conditions
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_dynamic, require_same
+from pipeline.stages.export.search import reason_at
+from pipeline.stages.export.ways import require_every_way, with_reason
 
 if TYPE_CHECKING:
     import onnx
@@ -82,7 +85,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     expected = _expected(project, model, outputs) if graph is Graph.FP32 else ()
     axes = _axes_of_outputs(project, model, outputs)
     make = partial(_of_file, ends=axes) if source.onnx else _of_network
-    exported, casts, batch_norms = make(project, model, graph)
+    exported, casts, batch_norms, conditions = make(project, model, graph)
     if axes:
         name_outputs(exported.graph, axes)
     del model
@@ -90,11 +93,16 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
         onnx_graph.save(exported, temporary)
-        for wanted in expected:
-            if source.onnx:
+        if source.onnx:
+            for wanted in expected:
                 require_same(temporary, wanted, source, project.command(step))
-            else:
-                require_agreement(temporary, wanted, project.command(step))
+        else:
+            if expected:
+                reasons = [reason_at(conditions.ways, sizes) for sizes in ((), *project.config.checked_sizes)]
+                given = [with_reason(item, reason) for item, reason in zip(expected, reasons, strict=True)]
+                require_agreement(temporary, given, project.command(step))
+            remake = partial(_of_network, project, graph=Graph.FP32)
+            require_every_way(project, conditions, graph, temporary, lambda again: remake(again).model)
     record = OnnxRecord(
         key=key,
         built_at=now(),
@@ -147,6 +155,8 @@ class _Made(NamedTuple):
     casts: tuple[TensorCast, ...]
     batch_norms: int
     """Number of batch-norms that were folded."""
+    conditions: Conditions = Conditions()
+    """The conditions on sizes of torch's trace."""
 
 
 def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
@@ -160,7 +170,7 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
     # Cast in place: a function that was set on a layer may call the weights of this very network.
     typed = (TypedInputs if len(source.inputs) > 1 else Typed)(folded.model, dtype).eval()
     axes = Axes(dynamic_inputs(project), project.config.axes)
-    exported, more_folded = to_onnx(typed, inputs, OPSETS[graph], outputs, axes)
+    exported, more_folded, conditions = to_onnx(typed, inputs, OPSETS[graph], outputs, axes)
     if source.task is Task.DETECTION and onnx_rewrites.suppressing_nodes(exported):
         raise ExportError(
             "the network suppresses overlapping boxes itself, and rounding exchanges the rows of what is left",
@@ -168,7 +178,7 @@ def _of_network(project: Project, model: nn.Module, graph: Graph) -> _Made:
             got="NonMaxSuppression in the exported graph",
             fix="return what the network has in front of its suppression",
         )
-    return _Made(exported, casts, folded.batch_norms + more_folded)
+    return _Made(exported, casts, folded.batch_norms + more_folded, conditions)
 
 
 def _of_file(project: Project, _model: nn.Module, graph: Graph, ends: tuple[tuple[int | str, ...], ...] = ()) -> _Made:

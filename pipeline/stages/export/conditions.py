@@ -1,0 +1,232 @@
+"""Conditions on the sizes of inputs that a trace of torch was made under, as formulas of the axes' names.
+
+torch's exporter to ONNX drops them: its graph has one way through forward, and takes every size.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import sympy
+import torch
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.reference import TensorReferenceAnalysis
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import FrameType
+
+    from pipeline.stages.export.axes import Axes
+
+BATCH = "batch"
+"""The name of the batch axis; configurations cannot take it for another one."""
+
+_TORCH = Path(torch.__file__).parent
+_SMALLEST = 2
+"""torch takes each dynamic size for at least 2. That is no condition of the network's."""
+
+
+class _Integers(TensorReferenceAnalysis):
+    """Formulas of sizes at many sizes at once, with the operators that torch's class leaves out."""
+
+    @staticmethod
+    def mod(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # torch's raises
+        return torch.remainder(a, b)
+
+    python_mod = mod
+
+    @staticmethod
+    def int_truediv(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a.double() / b.double()
+
+    @staticmethod
+    def sqrt(a: torch.Tensor) -> torch.Tensor:
+        return a.double().sqrt()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A formula of sizes, and its truth in a trace."""
+
+    formula: Any
+    """sympy's formula; its symbols have the names of axes."""
+    holds: bool = True
+    """The truth in the trace."""
+    line: str = ""
+    """The line of the network's code that asks: `model.py:12: if length != 20:`; empty for torch's own code."""
+
+    def always(self, ranges: Mapping[str, range]) -> bool:
+        """Return True if arithmetic of intervals shows that the truth is that of the trace at every size."""
+        limits = {_symbol(name): ValueRanges(sizes[0], sizes[-1]) for name, sizes in ranges.items()}
+        try:
+            found = bound_sympy(self.formula, limits)
+        except Exception:  # noqa: BLE001 - torch's own code raises almost any type; the sizes are then looked through
+            return False
+        return bool(found.is_singleton()) and bool(found.lower) == self.holds
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the axes that it depends on."""
+        return frozenset(symbol.name for symbol in self.formula.free_symbols)
+
+    def at(self, sizes: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return where the truth is that of the trace.
+
+        Args:
+            sizes: int64 sizes of each axis, of shapes that broadcast to one.
+
+        Returns:
+            bool tensor of that shape, or of one that broadcasts to it.
+
+        Raises:
+            KeyError, NotImplementedError: the formula has a function that has no vector form.
+        """
+        found: torch.Tensor = sympy_interp(_Integers, {_symbol(name): sizes[name] for name in self.names}, self.formula)
+        return found.bool() == self.holds
+
+    def __str__(self) -> str:
+        return self.line or str(self.formula if self.holds else sympy.Not(self.formula))
+
+
+class Conditions(NamedTuple):
+    """The conditions on sizes of a trace."""
+
+    ways: tuple[Condition, ...] = ()
+    """Those that the network's own code took its way by, and what the trace fixed on that way."""
+    checks: tuple[Condition, ...] = ()
+    """Those that torch took its way by, or keeps for another reason."""
+
+
+class Asked(NamedTuple):
+    """A truth of a size that Python code took another way for."""
+
+    formula: Any
+    """The formula in the trace's own symbols."""
+    holds: bool
+    line: str
+    """The line of the network's code."""
+    shapes: object
+    """torch's record of the trace's sizes, by which several tries are told apart."""
+
+
+@contextmanager
+def noting_branches() -> Iterator[list[Asked]]:
+    """Note each condition on sizes that code outside of torch asks for in a trace.
+
+    torch keeps no line of code with its conditions, and none that its ranges decide: it takes each dynamic size for at
+    least 2. `bool(condition)` is what every `if`, `while`, `and` and `in` of Python calls.
+    """
+    found: list[Asked] = []
+    ask: Any = torch.SymBool.__bool__  # without types of its own
+
+    def noted(self: torch.SymBool) -> bool:
+        formula, shapes = getattr(self.node, "expr", None), getattr(self.node, "shape_env", None)
+        holds = bool(ask(self))
+        if formula is not None and (line := _line_of(sys._getframe(1))):  # noqa: SLF001 - a documented function
+            found.append(Asked(formula, holds, line, shapes))
+        return holds
+
+    with mock.patch.object(torch.SymBool, "__bool__", noted):
+        yield found
+
+
+def _line_of(frame: FrameType) -> str:
+    """Return the line of code that a frame is at; empty within torch. `if size % 2:` asks by a method of torch's."""
+    if frame.f_code.co_name == "__bool__" and frame.f_back is not None:
+        frame = frame.f_back
+    file = Path(frame.f_code.co_filename)
+    if _TORCH in file.parents:
+        return ""
+    code = linecache.getline(str(file), frame.f_lineno).strip()
+    return f"{file.name}:{frame.f_lineno}: {code}"
+
+
+def conditions_of(exported: torch.export.ExportedProgram | None, axes: Axes, asked: Sequence[Asked]) -> Conditions:
+    """Return the conditions on sizes that a trace holds under.
+
+    A condition on another number than a size is left out. torch refuses branches on the values of tensors; what it
+    keeps of such numbers is checks, by which the network itself raises.
+
+    Args:
+        exported: torch's trace.
+        axes: the dynamic axes beside the batch.
+        asked: what `noting_branches` has noted.
+    """
+    program: Any = exported
+    sizes = list(_sizes(program, axes))
+    environment = next((size.node.shape_env for _, size in sizes if isinstance(size, torch.SymInt)), None)
+    if environment is None:
+        return Conditions(ways=tuple(_equal(name, sympy.Integer(size)) for name, size in sizes))
+    symbols = {size.node.expr: _symbol(name) for name, size in reversed(sizes) if _is_free(size)}
+
+    def renamed(formula: Any) -> Any:  # noqa: ANN401 - sympy has no types
+        return formula.xreplace(environment.replacements).xreplace(symbols)
+
+    ways = [Condition(renamed(item.formula), item.holds, item.line) for item in asked if item.shapes is environment]
+    for name, size in sizes:
+        ways.append(_equal(name, renamed(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(size)))
+        limits = program.range_constraints.get(size.node.expr) if _is_free(size) else None
+        if limits is not None and limits.lower > _SMALLEST:
+            ways.append(Condition(sympy.Ge(_symbol(name), limits.lower)))
+        if limits is not None and limits.upper is not int_oo:
+            ways.append(Condition(sympy.Le(_symbol(name), limits.upper)))
+    checks = [check.expr for kept in environment.deferred_runtime_asserts.values() for check in kept]
+    checks += [guard.expr for guard in environment.guards]
+    both = [truth for truth in _used_truths(program) for truth in (truth, sympy.Not(truth))]
+    known = {name for name, _ in sizes}
+    return Conditions(
+        _of_sizes(ways, known), _of_sizes([Condition(renamed(formula)) for formula in (*checks, *both)], known)
+    )
+
+
+def _of_sizes(conditions: Sequence[Condition], known: set[str]) -> tuple[Condition, ...]:
+    """Return the conditions that depend on these sizes alone, each once."""
+    return tuple(dict.fromkeys(item for item in conditions if item.names and item.names <= known))
+
+
+def _equal(name: str, formula: Any) -> Condition:  # noqa: ANN401 - sympy has no types
+    return Condition(sympy.Eq(_symbol(name), formula))
+
+
+def _used_truths(program: Any) -> Iterator[Any]:  # noqa: ANN401 - a private part of torch's program
+    """Yield the conditions that a trace holds both ways of, as `torch.cond` does."""
+    for node in program.graph.nodes:
+        truth = node.meta.get("val")
+        if isinstance(truth, torch.SymBool) and any(
+            user.op != "call_function" or _computes(user) for user in node.users
+        ):
+            yield truth.node.expr
+
+
+def _computes(node: torch.fx.Node) -> bool:
+    """Return False for a part of a condition."""
+    return not isinstance(node.meta.get("val"), torch.SymBool)
+
+
+def _sizes(program: Any, axes: Axes) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - as above
+    """Yield the name and the size of each dynamic axis of a trace's inputs; one that is not used has none."""
+    names = set(program.graph_signature.user_inputs)
+    given = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    for value in given:
+        if value is not None:
+            yield BATCH, value.shape[0]
+    for number, place, axis in axes.places():
+        value = given[number]
+        if value is not None:
+            yield axis.name, value.shape[place]
+
+
+def _is_free(size: object) -> bool:
+    return isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
+
+
+def _symbol(name: str) -> Any:  # noqa: ANN401 - sympy has no types
+    return sympy.Symbol(name, integer=True, positive=True)

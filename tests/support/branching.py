@@ -1,0 +1,231 @@
+"""Networks whose forward asks for a size of their images, soundly or not, and the configuration that exports them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+RANGES = "height: {min: 16, opt: 24, max: 32}, width: {min: 16, opt: 24, max: 30}"
+OWN, BATCH = 24, 4
+"""The images' own height and width, and the largest batch of the configuration."""
+
+
+class Branching(nn.Module):
+    """A small classifier of images of any size. `other` says where its logits are three times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 4)."""
+        logits: torch.Tensor = self.head(torch.relu(self.features(image)).mean((2, 3)))
+        return logits * 3 if self.other(image) else logits
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return features (batch, 8, height, width)."""
+        found: torch.Tensor = self.body(image)
+        return found
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the network goes its other way."""
+        return image is None
+
+
+class OneHeight(Branching):
+    """Another way at one height, at which nothing else is checked."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return not image.shape[2] != 20  # noqa: SIM202 - as users write it
+
+
+class OddWidth(Branching):
+    """Another way at odd widths."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the width is odd."""
+        return image.shape[-1] % 2
+
+
+class Tall(Branching):
+    """Another way for tall images."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is above 26."""
+        return image.shape[2] > 26
+
+
+class OneBatch(Branching):
+    """Another way at one batch size, which the configuration does not name: its largest is 4."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the batch is 9."""
+        return not image.shape[0] != 9  # noqa: SIM202 - as users write it
+
+
+class LargeBatch(Branching):
+    """Another way at a batch that is too large to compare."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the batch is 500."""
+        return image.shape[0] == 500
+
+
+class Square(Branching):
+    """Another way for squares. The images' own size is one."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is a square."""
+        return image.shape[2] == image.shape[3]
+
+
+class Upright(Branching):
+    """Another way for images that are two rows higher than wide."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is such a one."""
+        return image.shape[2] == image.shape[3] + 2
+
+
+class Pixels(Branching):
+    """Another way for a batch of a certain number of pixels: 3 images of 20 x 20."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the batch has as many values."""
+        return image.numel() == 3 * 3 * 20 * 20
+
+
+class Listed(Branching):
+    """Another way at some heights of a list."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is one of them."""
+        return image.shape[2] in (18, 21) if image.shape[3] == 19 else False
+
+
+class Nested(Branching):
+    """Another way behind a way that computes the same at its smallest and at its largest width."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is of 20 x 21 pixels."""
+        if image.shape[2] != 20:
+            return False
+        return image.shape[3] == 21
+
+
+class Counted(Branching):
+    """A network that takes the height as a number of Python, which a trace keeps."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return int(image.shape[2]) == 20
+
+
+class CountedBatch(Branching):
+    """A network that takes the batch as a number of Python."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the batch is 9."""
+        return len(image) == 9
+
+
+@torch.jit.script
+def scripted(image: torch.Tensor) -> bool:
+    """Return whether the height is 20."""
+    return image.shape[2] == 20
+
+
+class Scripted(Branching):
+    """A network with a scripted part."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return scripted(image)
+
+
+class Mapped(Branching):
+    """A network that looks its way up by the height, which torch.fx takes for no known one. Its norm can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))  # type: ignore[assignment]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 4)."""
+        logits: torch.Tensor = self.head(torch.relu(self.body(image)).mean((2, 3)))
+        return logits * {20: 3.0}.get(image.shape[2], 1.0)
+
+
+class Stops(Branching):
+    """A network that takes no images of odd height."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Raise for an odd height; return False."""
+        if image.shape[2] % 2:
+            raise ValueError("an even height, please")
+        return False
+
+
+class Crowded(Branching):
+    """A network of many ways, one for each height."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return False."""
+        return any(image.shape[2] == size for size in range(16, 33) if size != OWN) and image.shape[2] < 0
+
+
+class Sound(Branching):
+    """A network that pads odd heights, as many do: both ways are in the graph."""
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return features; rows of zeros fill the height up and are cut off."""
+        height = image.shape[2]
+        if height % 4:
+            image = functional.pad(image, (0, 0, 0, 4 - height % 4))
+        found: torch.Tensor = self.body(image)
+        return found[:, :, :height]
+
+
+class Chosen(Branching):
+    """A network that chooses by a tensor, which a graph holds: `torch.where`."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 4)."""
+        logits: torch.Tensor = self.head(torch.relu(self.body(image)).mean((2, 3)))
+        return torch.where(torch.scalar_tensor(image.shape[2]) == 20, logits * 3, logits)
+
+
+class Conditional(Branching):
+    """A network with both ways in its graph, by `torch.cond`."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 4)."""
+        logits: torch.Tensor = self.head(torch.relu(self.body(image)).mean((2, 3)))
+        chosen: torch.Tensor = torch.cond(image.shape[2] == 20, lambda it: it * 3, lambda it: it * 1, (logits,))
+        return chosen
+
+
+class Resized(Branching):
+    """A network of maps, a quarter of the image rounded up and resized to its own size, as segmenters do."""
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return features."""
+        coarse = functional.avg_pool2d(self.body(image), 4, ceil_mode=True)
+        return functional.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def configuration(network: str, axes: str = RANGES) -> str:
+    """Return the configuration of such a network."""
+    return f"""\
+model: {{name: tiny, factory: "tests.support.branching:{network}", weights: factory}}
+preprocessing: {{resize: 24, crop: 24, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+data: {{calibration: 4, validation: 6}}
+precisions: [fp32, fp16]
+profiles: [1, {{batch: {{min: 1, opt: 2, max: {BATCH}}}{", " if axes else ""}{axes}}}]
+workspaces: [16MiB]
+benchmark: {{batches: [1]}}
+"""
