@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import sympy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_artifacts.errors import ExportError
@@ -61,6 +61,7 @@ def walk(network: Fork | int, sizes: dict[str, int]) -> tuple[tuple[Condition, .
     return tuple(asked), tuple(item.holds for item in asked)
 
 
+@settings(deadline=None)  # the first example loads sympy; a busy machine is no fault
 @given(forks())
 def test_every_way_is_compared(network: Fork | int) -> None:
     """Of each way that some size of the ranges takes, but for the graph's own, some size is yielded."""
