@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-PIECE_BYTES = 2**19
-"""The size of a piece. Between 256 KiB and 2 MiB it made no difference to one thread; the first goes on early."""
-FEWEST_PIECES = 8
+PIECE_BYTES = 2**20
+"""The size of a piece for threads. 512 KiB took 1.2 to 1.4 times as long (docs/performance.md, H200)."""
+ALONE_BYTES = 2**18
+"""The size of a piece for the caller's own thread. The first goes on early; smaller ones cost more than they win."""
+FEWEST_PIECES = 4
 """The fewest pieces that threads share: they wake up in the time of a smaller array's copy."""
-MOST_THREADS = 8
-"""The most threads. `benchmarks/host_to_host.py` times other numbers."""
+MOST_THREADS = 4
+"""The most threads. More were slower: `benchmarks/host_to_host.py` times other numbers."""
 
 
 def pieces_of(size: int, most: int = PIECE_BYTES) -> tuple[slice, ...]:
@@ -133,9 +135,9 @@ class Copiers:
         Raises:
             RunError: the threads have ended.
         """
-        if self._count < 1 or source.nbytes <= (FEWEST_PIECES - 1) * PIECE_BYTES:  # at once, and with no more lists
+        if self._is_alone(source.nbytes):  # at once, and with no more lists
             there, here = target.ctypes.data, source.ctypes.data
-            for part in pieces_of(source.nbytes, PIECE_BYTES):
+            for part in pieces_of(source.nbytes, ALONE_BYTES):
                 _move(there, here, part)
                 arrived(part)
         else:
@@ -154,9 +156,11 @@ class Copiers:
         Raises:
             RunError: the threads have ended.
         """
-        pieces = pieces_of_several([(source.ctypes.data, source.nbytes) for source in sources], PIECE_BYTES)
+        alone = self._is_alone(sum(source.nbytes for source in sources))
+        places = [(source.ctypes.data, source.nbytes) for source in sources]
+        pieces = pieces_of_several(places, ALONE_BYTES if alone else PIECE_BYTES)
         there = target.ctypes.data
-        if self._count < 1 or len(pieces) < FEWEST_PIECES:
+        if alone:
             for piece in pieces:
                 for source, part in piece.moves:
                     _move(there, source, part)
@@ -179,6 +183,10 @@ class Copiers:
             for thread in self._threads:
                 thread.join()
             self._threads.clear()
+
+    def _is_alone(self, size: int) -> bool:
+        """Return True if the caller's own thread copies so many bytes."""
+        return self._count < 1 or size <= (FEWEST_PIECES - 1) * PIECE_BYTES
 
     def _start(self, job: _Job) -> None:
         """Give a job to all threads. `close` waits meanwhile: without threads, the job would never end."""
