@@ -23,9 +23,9 @@ SEARCHED = (
     .replace("[1, {min: 1, opt: 2, max: 4}]", "[1]")
     .replace("[16MiB, 32MiB]", "[16MiB]")
     .replace("batches: [1, 2]", "batches: [1]")
-    + "gates: {int8: {relative_l2: 1.2e-2}}\n"
+    + "gates: {int8: {relative_l2: 1.3e-2}}\n"
 )
-"""int8 misses this gate, and keeps it with one layer left in floating point."""
+"""int8 misses this gate, and keeps it with one layer left in floating point, by 6 % with one thread or with two."""
 HOUR = Wishes(budget_seconds=3600.0)
 
 
