@@ -171,7 +171,8 @@ def peers_of(
 ) -> list[Peer]:
     """Return the best of each other backend, beside the winner.
 
-    A peer that the host's clock alone has timed, as ONNX Runtime's CUDA provider is, is compared by that clock.
+    What the host's clock alone has timed, as ONNX Runtime's CUDA provider is, is compared by that clock: as the winner,
+    too, beside an engine whose work on the GPU has a time of its own.
 
     Args:
         objective: the objective.
@@ -186,13 +187,15 @@ def peers_of(
     own = places[winner.point]
     best: dict[str, tuple[Measured, Peer]] = {}
     for index, backend in backends.items():
-        theirs = measured_of(objective, index, restarts)
-        if backend == backends[own] or theirs is None:
+        if backend == backends[own]:
             continue
-        alike = theirs.clock in _ON_GPU or mine.clock not in _ON_GPU
-        compared = mine if alike else measured_of(objective, own, restarts, {theirs.clock})
-        ratio = _ratio(objective, compared, theirs, len(restarts)) if compared else None
-        if ratio is None:
+        theirs, compared = measured_of(objective, index, restarts), mine
+        if theirs and theirs.clock not in _ON_GPU and mine.clock in _ON_GPU:
+            compared = measured_of(objective, own, restarts, {theirs.clock})
+        elif theirs and theirs.clock in _ON_GPU and mine.clock not in _ON_GPU:
+            theirs = measured_of(objective, index, restarts, {mine.clock})
+        ratio = _ratio(objective, compared, theirs, len(restarts)) if compared and theirs else None
+        if ratio is None or theirs is None:
             continue
         peer = Peer(
             subject=restarts[0].finalists[index].subject,
