@@ -154,9 +154,11 @@ def least_speedup_of(
     """
     finalists = restarts[0].finalists if len(restarts) > 1 else ()
     index = next((place for place, point in enumerate(finalists) if point.subject == baseline), None)
-    found = None if index is None or objective.kind == MEMORY else measured_of(objective, index, restarts)
     mine = _of(winner)
-    ratio = _ratio(objective, mine, found, len(restarts)) if mine and found else None
+    if index is None or mine is None or objective.kind == MEMORY:
+        return None
+    pair = _by_one_clock(objective, mine, (finalists.index(winner.point), index), restarts)
+    ratio = _ratio(objective, *pair, len(restarts)) if pair else None
     return ratio.least if ratio else None
 
 
@@ -164,6 +166,30 @@ def _of(standing: Standing) -> Measured | None:
     if standing.batch is None or standing.clock is None:
         return None
     return Measured(standing.batch, standing.clock, standing.value, standing.low, standing.high)
+
+
+def _by_one_clock(
+    objective: Objective, winner: Measured, places: tuple[int, int], restarts: Sequence[FinalRestart]
+) -> tuple[Measured, Measured] | None:
+    """Return the winner and another one, each by the GPU's clocks, or both by that which the host's alone has.
+
+    Args:
+        objective: the objective.
+        winner: the winner, by its best clock.
+        places: the places of both in the restarts, the winner's first.
+        restarts: the finals' restarts.
+
+    Returns:
+        both; None if they have no such clock in common.
+    """
+    own, index = places
+    mine, theirs = winner, measured_of(objective, index, restarts)
+    if theirs and mine.clock in _ON_GPU and theirs.clock not in _ON_GPU:
+        found = measured_of(objective, own, restarts, {theirs.clock})
+        return (found, theirs) if found else None
+    if theirs and mine.clock not in _ON_GPU and theirs.clock in _ON_GPU:
+        theirs = measured_of(objective, index, restarts, {mine.clock})
+    return (mine, theirs) if theirs else None
 
 
 def peers_of(
@@ -189,14 +215,11 @@ def peers_of(
     for index, backend in backends.items():
         if backend == backends[own]:
             continue
-        theirs, compared = measured_of(objective, index, restarts), mine
-        if theirs and theirs.clock not in _ON_GPU and mine.clock in _ON_GPU:
-            compared = measured_of(objective, own, restarts, {theirs.clock})
-        elif theirs and theirs.clock in _ON_GPU and mine.clock not in _ON_GPU:
-            theirs = measured_of(objective, index, restarts, {mine.clock})
-        ratio = _ratio(objective, compared, theirs, len(restarts)) if compared and theirs else None
-        if ratio is None or theirs is None:
+        pair = _by_one_clock(objective, mine, (own, index), restarts)
+        ratio = _ratio(objective, *pair, len(restarts)) if pair else None
+        if pair is None or ratio is None:
             continue
+        theirs = pair[1]
         peer = Peer(
             subject=restarts[0].finalists[index].subject,
             clock=theirs.clock,

@@ -185,6 +185,7 @@ def test_a_winner_of_the_host_s_clock_meets_its_peers_by_that_clock() -> None:
     winner = standings_of(BIG, TRIALS, restarts)[0]
     (peer,) = peers_of(BIG, winner, {0: "onnxruntime", 1: "tensorrt"}, restarts)
     assert (peer.clock, peer.ratio, peer.least, peer.most) == (Clock.HOST, 2.5, 2.5, 2.5)
+    assert least_speedup_of(BIG, winner, engine.subject, restarts) == 2.5
 
 
 def test_a_peer_without_a_time_in_common_is_left_out() -> None:
