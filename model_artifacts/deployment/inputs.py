@@ -140,7 +140,8 @@ def check_finite(batch: Any) -> None:  # noqa: ANN401 - an array of any library
     with np.errstate(all="ignore"):
         if _looks_finite(batch):
             return
-    array = np.asarray(batch.cpu() if _is_torch(batch) else batch)
+    # NumPy has no bfloat16; float64 has every value of each type in floating point.
+    array = np.asarray(batch.detach().double().cpu() if _is_torch(batch) else batch)
     broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
     if len(broken):
         raise RunError(

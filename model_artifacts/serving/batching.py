@@ -185,7 +185,7 @@ class _Calls:
         if len(group) > 1:
             try:
                 outputs = _checked(run_joined(run, [call.batch for call in group]), sum(call.rows for call in group))
-            except Exception as exc:  # noqa: BLE001 - whatever a runner raises; each caller gets the error of its rows
+            except BaseException as exc:  # noqa: BLE001 - whatever a runner raises; each caller gets that of its rows
                 log.info("a batch of %d calls failed, and each of them runs alone: %s", len(group), exc)
             else:
                 return partial(_share, group, outputs)

@@ -191,7 +191,7 @@ class Line(Generic[Item]):
                 left = self._joining.came(self._waiting[0]) + self._delay - time.monotonic()
                 if left <= 0:
                     break
-                self._came.wait(left)
+                self._came.wait(min(left, threading.TIMEOUT_MAX))  # more is an error, which would end the thread
             self._has_runner = False
             if not self._waiting:  # withdrawn, or refused at the end
                 return []

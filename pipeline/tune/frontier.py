@@ -13,7 +13,7 @@ from pipeline.tune.search import LATENCY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipeline.tune.records import Trial
+    from pipeline.tune.records import Choice, Trial
     from pipeline.tune.search import Objective
     from pipeline.tune.space import Contender
 
@@ -67,13 +67,23 @@ def _effect(name: str, trials: Sequence[Trial], objectives: Sequence[Objective])
         if choice is None:
             continue
         lost += trial.verdict is TrialVerdict.REJECTED
-        if trial.verdict in {TrialVerdict.UNSUPPORTED, TrialVerdict.UNCHANGED, TrialVerdict.FAILED}:
+        if _is_ended_by(choice, trial, trials):
             notes.append(trial.reason)
         before = by_point.get(trial.point.without_choice(choice))
         ratios += _ratios(trial, before, objectives) if before else []
         rescued += trial.passed and before is not None and before.verdict is TrialVerdict.REJECTED
     found = _summary(name, ratios, lost, "" if ratios else next(iter(notes), ""))
     return found.model_copy(update={"rescued": rescued})
+
+
+def _is_ended_by(choice: Choice, trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Return True if a trial may have ended because of this one of its choices."""
+    if trial.verdict is TrialVerdict.UNSUPPORTED:
+        return trial.refused in {"", choice.setting}
+    if trial.verdict is TrialVerdict.UNCHANGED:
+        twin = next((other for other in trials if other.number == trial.same_as), None)
+        return twin is None or choice not in twin.point.choices
+    return trial.verdict is TrialVerdict.FAILED
 
 
 def _trait_effects(trials: Sequence[Trial], objectives: Sequence[Objective], find: Find) -> Iterator[Effect]:

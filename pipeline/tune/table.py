@@ -106,7 +106,7 @@ def answer_lines(record: TuneRecord) -> list[str]:
         if answer.least_speedup and answer.least_speedup > 1:
             lines.append(f"    at least {answer.least_speedup:.2f} times as fast as eager FP32 in the same rounds")
         elif answer.least_speedup is not None:
-            lines.append("    not told apart from eager FP32: the intervals of the two overlap")
+            lines.append("    not proven faster than eager FP32 by the intervals of the same rounds")
         lines += [line for peer in answer.peers for line in _peer_lines(peer)]
         if answer.streams:
             rates = ", ".join(f"{item.streams}: {item.rate:,.0f}" for item in answer.streams)

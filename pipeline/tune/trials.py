@@ -124,16 +124,17 @@ class Trials:
     def read(self) -> list[Trial]:
         """Return the trials that still hold, in their order, and remove the others.
 
-        A trial holds while its key is that of now, and it did not fail. A failure is tried again in the next run.
+        A trial holds while its key is that of now, and it did not fail. A failure is tried again in the next run. What
+        was taken from another trial, as that of the same graph, holds as long as that one.
 
         Raises:
             StorageError: a file cannot be removed.
             NewerRecordError: a newer version of this package wrote a trial, which is kept for it.
         """
-        found = []
+        found: list[Trial] = []
         for path in sorted(self.folder.glob("*.json")):
             trial = self._current(path)
-            if trial:
+            if trial and (trial.same_as is None or trial.same_as in {earlier.number for earlier in found}):
                 found.append(trial)
             else:
                 path.unlink()

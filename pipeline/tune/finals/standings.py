@@ -154,9 +154,11 @@ def least_speedup_of(
     """
     finalists = restarts[0].finalists if len(restarts) > 1 else ()
     index = next((place for place, point in enumerate(finalists) if point.subject == baseline), None)
-    found = None if index is None or objective.kind == MEMORY else measured_of(objective, index, restarts)
     mine = _of(winner)
-    ratio = _ratio(objective, mine, found, len(restarts)) if mine and found else None
+    if index is None or mine is None or objective.kind == MEMORY:
+        return None
+    pair = _by_one_clock(objective, mine, (finalists.index(winner.point), index), restarts)
+    ratio = _ratio(objective, *pair, len(restarts)) if pair else None
     return ratio.least if ratio else None
 
 
@@ -166,12 +168,37 @@ def _of(standing: Standing) -> Measured | None:
     return Measured(standing.batch, standing.clock, standing.value, standing.low, standing.high)
 
 
+def _by_one_clock(
+    objective: Objective, winner: Measured, places: tuple[int, int], restarts: Sequence[FinalRestart]
+) -> tuple[Measured, Measured] | None:
+    """Return the winner and another one, each by the GPU's clocks, or both by that which the host's alone has.
+
+    Args:
+        objective: the objective.
+        winner: the winner, by its best clock.
+        places: the places of both in the restarts, the winner's first.
+        restarts: the finals' restarts.
+
+    Returns:
+        both; None if they have no such clock in common.
+    """
+    own, index = places
+    mine, theirs = winner, measured_of(objective, index, restarts)
+    if theirs and mine.clock in _ON_GPU and theirs.clock not in _ON_GPU:
+        found = measured_of(objective, own, restarts, {theirs.clock})
+        return (found, theirs) if found else None
+    if theirs and mine.clock not in _ON_GPU and theirs.clock in _ON_GPU:
+        theirs = measured_of(objective, index, restarts, {mine.clock})
+    return (mine, theirs) if theirs else None
+
+
 def peers_of(
     objective: Objective, winner: Standing, backends: Mapping[int, str], restarts: Sequence[FinalRestart]
 ) -> list[Peer]:
     """Return the best of each other backend, beside the winner.
 
-    A peer that the host's clock alone has timed, as ONNX Runtime's CUDA provider is, is compared by that clock.
+    What the host's clock alone has timed, as ONNX Runtime's CUDA provider is, is compared by that clock: as the winner,
+    too, beside an engine whose work on the GPU has a time of its own.
 
     Args:
         objective: the objective.
@@ -186,14 +213,13 @@ def peers_of(
     own = places[winner.point]
     best: dict[str, tuple[Measured, Peer]] = {}
     for index, backend in backends.items():
-        theirs = measured_of(objective, index, restarts)
-        if backend == backends[own] or theirs is None:
+        if backend == backends[own]:
             continue
-        alike = theirs.clock in _ON_GPU or mine.clock not in _ON_GPU
-        compared = mine if alike else measured_of(objective, own, restarts, {theirs.clock})
-        ratio = _ratio(objective, compared, theirs, len(restarts)) if compared else None
-        if ratio is None:
+        pair = _by_one_clock(objective, mine, (own, index), restarts)
+        ratio = _ratio(objective, *pair, len(restarts)) if pair else None
+        if pair is None or ratio is None:
             continue
+        theirs = pair[1]
         peer = Peer(
             subject=restarts[0].finalists[index].subject,
             clock=theirs.clock,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from model_artifacts.deployment import inputs
-from model_artifacts.deployment.inputs import checked_batch, detached, pictures_of
+from model_artifacts.deployment.inputs import check_finite, checked_batch, detached, pictures_of
 from model_artifacts.errors import RunError
 from model_artifacts.records import AxisRange, ImageInput, TensorSpec
 
@@ -112,6 +112,16 @@ def test_batches_that_are_not_finite_are_refused(value: float) -> None:
     batch[1, 2, 3, 4] = value
     with pytest.raises(RunError, match=r"(?s)expected: finite.*1 of 2 images, the first at 1.*fix: "):
         checked_batch(batch, SAMPLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_tensors_that_are_not_finite_are_refused(dtype: torch.dtype) -> None:
+    """Those of torch that stay where they are, such as on an engine's GPU: of types that NumPy lacks, too."""
+    batch = torch.ones(2, *SAMPLE, dtype=dtype)
+    check_finite(batch)
+    batch[1, 2, 3, 4] = torch.nan
+    with pytest.raises(RunError, match=r"(?s)expected: finite.*1 of 2 images, the first at 1.*fix: "):
+        check_finite(batch)
 
 
 def test_large_finite_batches_are_taken() -> None:

@@ -233,6 +233,27 @@ def test_outputs_of_another_number_of_rows_are_no_answers() -> None:
     batcher.close()
 
 
+class _Panic(BaseException):
+    """What a library raises that is no `Exception`, as extensions in Rust do."""
+
+
+def test_errors_of_every_kind_come_back_to_the_callers() -> None:
+    """A thread that such an error ended would leave these callers, and all that come later, without an answer."""
+
+    def run(batch: Batch) -> Batch:
+        if (batch < 0).any():
+            raise _Panic(f"{len(batch)} rows")
+        return batch
+
+    batcher = Batcher(Pool([run]), Batching(2, SLOW), None)
+    with ThreadPoolExecutor(2) as threads:
+        good, bad = threads.submit(batcher, rows_of(1)), threads.submit(batcher, rows_of(-1))
+        assert good.result(30).tolist() == [[1]]
+        assert str(bad.exception(30)) == "1 rows"
+    assert batcher(rows_of(3, 4)).tolist() == [[3], [4]]
+    batcher.close()
+
+
 @pytest.mark.parametrize(
     ("size", "delay", "told"),
     [

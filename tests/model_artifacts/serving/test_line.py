@@ -74,6 +74,17 @@ def test_a_group_that_is_full_runs_at_once() -> None:
     line.close(lambda _: None)
 
 
+def test_a_delay_beyond_what_a_thread_can_wait_for_ends_none() -> None:
+    """The group runs once it is full."""
+    numbers = Numbers()
+    line, _ = line_of(numbers, 2, delay_ms=1e300)
+    line.put((1,), 1)
+    line.put((2,), 1)
+    assert numbers.done.acquire(timeout=30)
+    assert numbers.told == [[1, 2]]
+    line.close(lambda _: None)
+
+
 def test_the_delay_of_the_first_item_ends_the_wait() -> None:
     """Without a delay, an item runs as it comes."""
     numbers = Numbers()

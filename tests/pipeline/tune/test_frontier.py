@@ -77,6 +77,18 @@ def test_a_choice_that_saves_the_gate_is_counted() -> None:
     assert (effect.what, effect.compared, effect.rescued) == ("quantization.calibration: mse", 0, 1)
 
 
+def test_a_trial_that_ended_tells_of_the_choice_that_ended_it() -> None:
+    """Neither of those that the other trial has, too, nor of those that the library could apply."""
+    rule = Choice(setting=RULE, value="mse")
+    ruled = trial_of(3, INT8.point.with_choice(rule), verdict=TrialVerdict.REJECTED)
+    same = trial_of(4, ruled.point.with_choice(STREAMS), verdict=TrialVerdict.UNCHANGED)
+    same = same.model_copy(update={"same_as": 3, "reason": "its graph is that of trial 3"})
+    lacking = trial_of(5, ruled.point.with_choice(LEVEL), verdict=TrialVerdict.UNSUPPORTED, refused=LEVEL.setting)
+    lacking = lacking.model_copy(update={"reason": "the library lacks it"})
+    notes = {item.what: item.note for item in effects_of([ruled, same, lacking], OBJECTIVES, find)}
+    assert notes == {rule.text: "", STREAMS.text: same.reason, LEVEL.text: lacking.reason}
+
+
 def test_a_difference_of_one_percent_is_no_help() -> None:
     """Screening is one restart."""
     trials = [TRIALS[0], trial_of(2, INT8.point.with_choice(LEVEL), 0.99)]

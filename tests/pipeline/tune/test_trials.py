@@ -89,6 +89,19 @@ def test_a_group_that_the_network_lacks_fails_alone(copied_search: Project) -> N
     assert "the graph has no concats" in trial.reason
 
 
+def test_what_was_taken_from_a_trial_ends_with_it(copied_search: Project) -> None:
+    """Nothing of its own says how fast it is: without the other trial, its point is tried again."""
+    store = Trials(Setups(copied_search))
+    base, *others = store.read()
+    own = base.model_copy(update={"number": others[-1].number + 1, "same_as": base.number})
+    path = store.folder / f"{own.number:04}.json"
+    copied_search.write(path, own)
+    assert store.read() == [base, *others, own]
+    (store.folder / f"{base.number:04}.json").unlink()
+    assert store.read() == others
+    assert not path.exists()
+
+
 def test_a_lost_or_damaged_trial_is_made_again_from_what_is_built(copied_search: Project) -> None:
     """Its number is free again only if it was the last."""
     store = Trials(Setups(copied_search))

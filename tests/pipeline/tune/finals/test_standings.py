@@ -176,6 +176,18 @@ def test_peers_are_the_best_of_each_other_backend() -> None:
     assert peers_of(MEMORY, standings_of(MEMORY, TRIALS, [])[0], backends, restarts) == []
 
 
+def test_a_winner_of_the_host_s_clock_meets_its_peers_by_that_clock() -> None:
+    """A call of ONNX Runtime beside the engine's work on the GPU alone would be another comparison."""
+    engine = Point(subject="m/gpu/fp32-b64")
+    restarts = timed(
+        (INT8.point, engine), (0, Clock.HOST, 2.0, None), (1, Clock.GPU_GRAPH, 3.0, None), (1, Clock.HOST, 5.0, None)
+    )
+    winner = standings_of(BIG, TRIALS, restarts)[0]
+    (peer,) = peers_of(BIG, winner, {0: "onnxruntime", 1: "tensorrt"}, restarts)
+    assert (peer.clock, peer.ratio, peer.least, peer.most) == (Clock.HOST, 2.5, 2.5, 2.5)
+    assert least_speedup_of(BIG, winner, engine.subject, restarts) == 2.5
+
+
 def test_a_peer_without_a_time_in_common_is_left_out() -> None:
     """It has died in a restart, or the winner has none by its clock."""
     finalists = (INT8.point, Point(subject="m/gpu/onnxruntime-fp16"))
