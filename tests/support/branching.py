@@ -117,6 +117,30 @@ class Nested(Branching):
         return image.shape[3] == 21
 
 
+class NestedChoice(Branching):
+    """Another way behind a choice by a truth that is a number."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is of 20 x 21 pixels."""
+        return int(image.shape[2] == 20) and image.shape[3] == 21
+
+
+class NestedHalf(Branching):
+    """Another way behind a number of Python's own, which a trace keeps for some heights."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is 20 or 21 pixels high and 21 wide."""
+        return int(image.shape[2] * 0.5) == 10 and image.shape[3] == 21
+
+
+class NestedTruth(Branching):
+    """Another way behind the truth of a real number."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is of 20 x 21 pixels."""
+        return not (image.shape[2] - 20) * 1.0 and image.shape[3] == 21
+
+
 class Counted(Branching):
     """A network that takes the height as a number of Python, which a trace keeps."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import linecache
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +15,16 @@ from unittest import mock
 
 import sympy
 import torch
+from sympy.logic.boolalg import Boolean
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.reference import TensorReferenceAnalysis
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+from model_artifacts.errors import ExportError, one_line, out_of_memory
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
     from pipeline.stages.export.axes import Axes
@@ -32,6 +35,15 @@ BATCH = "batch"
 _TORCH = Path(torch.__file__).parent
 _SMALLEST = 2
 """torch takes each dynamic size for at least 2. That is no condition of the network's."""
+_QUESTIONS = (
+    (torch.SymBool, "__bool__"),
+    (torch.SymBool, "__int__"),
+    (torch.SymInt, "__int__"),
+    (torch.SymInt, "__index__"),
+    (torch.SymFloat, "__bool__"),
+    (torch.SymFloat, "__float__"),
+)
+"""The classes and methods by which Python code asks for a truth or a number of Python's own, which a trace keeps."""
 
 
 class _Integers(TensorReferenceAnalysis):
@@ -87,9 +99,20 @@ class Condition:
             bool tensor of that shape, or of one that broadcasts to it.
 
         Raises:
-            KeyError, NotImplementedError: the formula has a function that has no vector form.
+            ExportError: the formula has a function that has no vector form, or a number that is too large for one.
         """
-        found: torch.Tensor = sympy_interp(_Integers, {_symbol(name): sizes[name] for name in self.names}, self.formula)
+        try:
+            found: torch.Tensor = sympy_interp(
+                _Integers, {_symbol(name): sizes[name] for name in self.names}, self.formula
+            )
+        except Exception as exc:  # torch's own code raises almost any type
+            raise out_of_memory(exc) or ExportError(
+                "forward asks for a size by a formula that this project cannot look through",
+                where=str(self),
+                expected="arithmetic of whole numbers below 2**63, and roundings to whole numbers",
+                got=f"{self.formula}: {one_line(exc)}",
+                fix="write the condition with whole numbers, or take the branch on the size out of forward",
+            ) from exc
         return found.bool() == self.holds
 
     def __str__(self) -> str:
@@ -106,7 +129,7 @@ class Conditions(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A truth of a size that Python code took another way for."""
+    """A truth of a size, or a number of one, that Python code took its way by."""
 
     formula: Any
     """The formula in the trace's own symbols."""
@@ -122,25 +145,39 @@ def noting_branches() -> Iterator[list[Asked]]:
     """Note each condition on sizes that code outside of torch asks for in a trace.
 
     torch keeps no line of code with its conditions, and none that its ranges decide: it takes each dynamic size for at
-    least 2. `bool(condition)` is what every `if`, `while`, `and` and `in` of Python calls.
+    least 2. `bool(condition)` is what every `if`, `while`, `and` and `in` of Python calls. `int(height * 0.5)` asks,
+    too: code goes on with a number that the trace keeps.
     """
     found: list[Asked] = []
-    ask: Any = torch.SymBool.__bool__  # without types of its own
 
-    def noted(self: torch.SymBool) -> bool:
-        formula, shapes = getattr(self.node, "expr", None), getattr(self.node, "shape_env", None)
-        holds = bool(ask(self))
-        if formula is not None and (line := _line_of(sys._getframe(1))):  # noqa: SLF001 - a documented function
-            found.append(Asked(formula, holds, line, shapes))
-        return holds
+    def noting(ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def noted(self: Any) -> Any:  # noqa: ANN401 - a number or a truth
+            formula, shapes = getattr(self.node, "expr", None), getattr(self.node, "shape_env", None)
+            answer = ask(self)
+            if formula is not None and (line := _line_of(sys._getframe(1))):  # noqa: SLF001 - a documented function
+                found.append(_asked(formula, answer, line, shapes))
+            return answer
 
-    with mock.patch.object(torch.SymBool, "__bool__", noted):
+        return noted
+
+    with ExitStack() as stack:
+        for kind, name in _QUESTIONS:
+            stack.enter_context(mock.patch.object(kind, name, noting(getattr(kind, name))))
         yield found
+
+
+def _asked(formula: Any, answer: float, line: str, shapes: object) -> Asked:  # noqa: ANN401 - sympy has no types
+    """Return what an answer tells of a formula: its truth, or the number that it is equal to or not."""
+    if isinstance(formula, Boolean):
+        return Asked(formula, bool(answer), line, shapes)
+    if isinstance(answer, bool):
+        return Asked(sympy.Ne(formula, 0), answer, line, shapes)
+    return Asked(sympy.Eq(formula, answer), True, line, shapes)  # noqa: FBT003 - a NamedTuple's field
 
 
 def _line_of(frame: FrameType) -> str:
     """Return the line of code that a frame is at; empty within torch. `if size % 2:` asks by a method of torch's."""
-    if frame.f_code.co_name == "__bool__" and frame.f_back is not None:
+    if frame.f_code.co_name in {"__bool__", "__hash__", "__int__"} and frame.f_back is not None:
         frame = frame.f_back
     file = Path(frame.f_code.co_filename)
     if _TORCH in file.parents:

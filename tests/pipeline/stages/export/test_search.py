@@ -8,6 +8,7 @@ import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._sympy.functions import RoundDecimal
 
 from model_artifacts.errors import ExportError
 from model_artifacts.records import AxisRange
@@ -134,3 +135,15 @@ def test_sizes_are_drawn_alike() -> None:
     assert many == drawn_sizes(AXES)
     assert len(many) == 8
     assert drawn_sizes(()) == []
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [sympy.Eq(RoundDecimal(HEIGHT / 3, 1), 2), sympy.Gt(HEIGHT * WIDTH * 10**19, 10**20)],
+    ids=["a rounding to a decimal", "a number of more than 64 bits"],
+)
+def test_a_formula_without_a_vector_form_is_named(formula: Any) -> None:
+    """It is refused with the line that asks, and no traceback of torch's."""
+    asked = Condition(formula, holds=False, line="model.py:3: if round(height / 3, 1) == 2:")
+    with pytest.raises(ExportError, match=r"(?s)cannot look through.*model.py:3.*whole numbers"):
+        list(other_ways([asked], RANGES, lambda _: []))
