@@ -234,7 +234,7 @@ class ManifestEntry(Record):
 
     @property
     def counted(self) -> str:
-        """What a batch has many of: `images`, or `samples` of a model that takes other arrays."""
+        """Return the plural of a batch's entries: `images`, or `samples` of a model that takes other arrays."""
         is_image = len(self.inputs) == 1 and len(self.inputs[0].shape) == len("NCHW")
         return "images" if is_image or not self.inputs else "samples"
 

@@ -165,7 +165,7 @@ class Batcher:
 
 
 class _Calls:
-    """What a line does with calls."""
+    """The joining of calls in a line."""
 
     def came(self, item: _Call) -> float:
         """Return the moment at which a call came."""

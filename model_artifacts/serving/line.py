@@ -1,4 +1,4 @@
-"""What waits → groups, each of which one thread runs in a runner of a pool. `Batcher` and `doit load` share it.
+"""Waiting items → groups, each of which one thread runs in a runner of a pool. `Batcher` and `doit load` share it.
 
 Python's threads take turns, so that every lock and every waking counts: of a hundred calls that join one batch, one
 wakes the thread that gathers them, and another one does if they fill the batch.
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class Joining(Protocol[Item]):
-    """What is done with the items of a line."""
+    """The steps that a line takes with its items."""
 
     def came(self, item: Item) -> float:
         """Return the moment at which an item came, by `time.monotonic`."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Library(NamedTuple):
-    """What a flavour of TensorRT says of choices, without a build."""
+    """Answers of a flavour of TensorRT about choices, without a build."""
 
     refused: dict[Choice, str]
     """Those that it cannot apply, with the reasons."""
@@ -38,13 +38,13 @@ class Library(NamedTuple):
 
 
 class Foresight(NamedTuple):
-    """What is known of the choices of a search before it begins."""
+    """Knowledge of a search's choices before it begins."""
 
     plan: Plan
     pairs: Mapping[tuple[Graph, Choice], str] = MappingProxyType({})
     """The choices of Q/DQ pairs that move none in a graph, with the reasons."""
     libraries: Mapping[EngineFlavour, Library] = MappingProxyType({})
-    """What each flavour of TensorRT says of the builder's settings."""
+    """Answers of each flavour of TensorRT about the builder's settings."""
 
     def refusal(self, variant: Variant, choice: Choice) -> str:
         """Return the reason why a variant cannot be given a choice, or would not change by it; empty if it can."""
@@ -59,7 +59,7 @@ class Foresight(NamedTuple):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is unknown of the libraries, a line each."""
+        """Return a line for each fact of the libraries that is unknown."""
         return tuple(library.remark for library in self.libraries.values() if library.remark)
 
     @property

@@ -244,7 +244,7 @@ class Peer(Record):
     clock: Clock
     """Clock that compares the two."""
     ratio: Annotated[float, Field(ge=0)]
-    """How many times as fast the winner is."""
+    """The winner's speed as a multiple of this one's."""
     least: Annotated[float, Field(ge=0)] | None = None
     """The least that the intervals of both allow; None after one restart."""
     most: Annotated[float, Field(ge=0)] | None = None

@@ -49,7 +49,7 @@ def flavour(tmp_path_factory: pytest.TempPathFactory) -> Flavour:
 
 @pytest.fixture(scope="module")
 def library(flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """What its library says of all choices; build routes, too, where it has them."""
+    """Answers of its library about all choices; build routes, too, where it has them."""
     found = library_of(flavour.name, cuda_gpu(tmp_path_factory.mktemp("library")), BUILDER_CHOICES, "doit tune")
     assert found.remark == ""
     assert bool(found.routes) == hasattr(flavour.module.IBuilderConfig, "all_build_routes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,14 +13,12 @@ import model_artifacts
 from model_artifacts.errors import ConfigError, DataError, ExportError, RunError
 from model_artifacts.records import Graph, Status
 from pipeline.cli.main import main
-from pipeline.planning.project import Project
-from pipeline.stages import STAGES
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
-from tests.support.small_projects import exported, project_of, with_data
+from tests.support.small_projects import exported, project_of, with_data, with_graph_of
 from tests.support.tasks import FP16, FP32
 from tests.support.texts import LENGTHS, LONGEST, WORDS, arrays_of, configuration, write_texts
 
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_artifacts.records import ManifestEntry
+    from pipeline.planning.project import Project
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-sequence4-12-24-ws16MiB"
 FIXED_ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
@@ -175,14 +173,7 @@ def test_a_graph_that_is_right_at_the_longest_length_only_is_rejected(
     project: Project, tmp_path: Path, twin: str
 ) -> None:
     """A table of positions from its end, or a mean by the traced length, is wrong at every other length."""
-    other = tmp_path / "twin"
-    other.mkdir()
-    wrong = project_of(other, configuration(write_texts(other), twin))
-    make_source(wrong)
-    make_onnx(wrong, restore_model(wrong), Graph.FP16)
-    shutil.copytree(project.config_file.parent, tmp_path / "broken")
-    broken = Project.load(tmp_path / "broken/pipeline.yaml", STAGES)
-    shutil.copyfile(wrong.paths.onnx(Graph.FP16), broken.paths.onnx(Graph.FP16))
+    broken = with_graph_of(project, tmp_path, configuration(write_texts(tmp_path), twin), Graph.FP16)
     report = validate_variant(broken, broken.plan.variant(FP16))
     assert not report.passed
     failed = [check.metric for check in report.checks if not check.passed]

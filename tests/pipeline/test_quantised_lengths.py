@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +16,8 @@ from pipeline.planning.project import Project
 from pipeline.records import AxisSize
 from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
-from pipeline.stages.export.stage import make_onnx
-from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
-from tests.support.small_projects import project_of
+from tests.support.small_projects import with_graph_of
 from tests.support.texts import LONGEST, arrays_of, configuration, write_texts
 
 if TYPE_CHECKING:
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
 INT8_CPU = "tiny/cpu-x86_64/onnxruntime-int8-cpu"
 INT8, BF16 = "tiny/cpu-x86_64/onnxruntime-int8", "tiny/cpu-x86_64/onnx-reference-bf16"
-"""What stands in for TensorRT's kernels on a CPU: it is never deployed, and runs a part of the texts."""
+"""A stand-in for TensorRT's kernels on a CPU: it is never deployed, and runs a part of the texts."""
 ENGINE = "tiny/rtx-sm80+/bf16-b1-2-4-sequence4-12-24-ws16MiB"
 BUILT = {INT8_CPU, INT8, BF16, ENGINE}
 MARGIN = 0.3
@@ -104,14 +101,8 @@ def test_eight_bits_tag_every_length(project: Project) -> None:
 
 def test_bf16_that_is_right_at_the_longest_length_only_is_rejected(project: Project, tmp_path: Path) -> None:
     """The evaluator shows on a processor what an engine of this graph would be rejected for."""
-    other = tmp_path / "twin"
-    other.mkdir()
-    wrong = project_of(other, configuration(write_texts(other), "TagsFromEnd", "tensors").replace("fp16", "bf16"))
-    make_source(wrong)
-    make_onnx(wrong, restore_model(wrong), Graph.BF16)
-    shutil.copytree(project.config_file.parent, tmp_path / "broken")
-    broken = Project.load(tmp_path / "broken/pipeline.yaml", STAGES)
-    shutil.copyfile(wrong.paths.onnx(Graph.BF16), broken.paths.onnx(Graph.BF16))
+    twin = configuration(write_texts(tmp_path), "TagsFromEnd", "tensors").replace("fp16", "bf16")
+    broken = with_graph_of(project, tmp_path, twin, Graph.BF16)
     report = validate_variant(broken, broken.plan.variant(BF16))
     failed = [check.metric for check in report.checks if not check.passed]
     for length in (4, 12, 15):

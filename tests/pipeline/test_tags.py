@@ -22,10 +22,9 @@ from pipeline.stages import STAGES
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.data.stage import make_data
-from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
 from pipeline.stages.validate.stage import validate_variant
-from tests.support.small_projects import project_of
+from tests.support.small_projects import graph_of, project_of, with_graph_of
 from tests.support.tasks import FP16
 from tests.support.texts import LONGEST, WORDS, Tags, arrays_of, configuration, write_texts
 
@@ -159,13 +158,8 @@ def test_tags_of_the_traced_length_are_rejected(project: Project, tmp_path: Path
 
 def test_tags_that_are_right_at_the_longest_length_only_are_rejected(project: Project, tmp_path: Path) -> None:
     """Their number is right at every length, and their values at the traced one alone."""
-    other = tmp_path / "twin"
-    other.mkdir()
-    wrong = project_of(other, configuration(write_texts(other), "TagsFromEnd", "tensors"))
-    make_source(wrong)
-    make_onnx(wrong, restore_model(wrong), Graph.FP16)
-    broken = copied(project, tmp_path / "broken")
-    shutil.copyfile(wrong.paths.onnx(Graph.FP16), broken.paths.onnx(Graph.FP16))
+    twin = configuration(write_texts(tmp_path), "TagsFromEnd", "tensors")
+    broken = with_graph_of(project, tmp_path, twin, Graph.FP16)
     report = validate_variant(broken, broken.plan.variant(FP16))
     assert report.outcome is Outcome.DONE
     failed = [check.metric for check in report.checks if not check.passed]
@@ -254,11 +248,9 @@ def test_labels_follow_their_texts(tmp_path: Path) -> None:
             check for metric, check in checks.items() if metric.startswith("drop of ") and f" {length} in" in metric
         ]
         assert [check.question for check in found] == [Question.GOOD_ENOUGH] * 2
-    other = tmp_path / "twin"
+    other = tmp_path / "other"
     other.mkdir()
-    wrong = project_of(other, configuration(write_texts(other), "TagsFromEnd", "tensors"))
-    make_source(wrong)
-    make_onnx(wrong, restore_model(wrong), Graph.FP16)
-    shutil.copyfile(wrong.paths.onnx(Graph.FP16), own.paths.onnx(Graph.FP16))
+    twin = configuration(write_texts(other), "TagsFromEnd", "tensors")
+    shutil.copyfile(graph_of(other, twin, Graph.FP16), own.paths.onnx(Graph.FP16))
     failed = [check.metric for check in validate_variant(own, own.plan.variant(FP16)).checks if not check.passed]
     assert any(metric.startswith("drop of ") and " at sequence 4 " in metric for metric in failed)

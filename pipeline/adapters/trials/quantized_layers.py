@@ -30,7 +30,7 @@ class QuantizedLayer(str, Enum):
     TRANSPOSED = "transposed convolutions"
     PRODUCT = "matrix products"
     PAIR = "Q/DQ pairs"
-    """What is neither, such as a pool between pairs."""
+    """Nodes that are neither, such as a pool between pairs."""
 
 
 _KINDS = {

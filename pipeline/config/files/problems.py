@@ -58,7 +58,7 @@ def _details(error: ValidationError, place: Location = ()) -> Iterator[tuple[Loc
 
 @dataclass(frozen=True)
 class Together:
-    """What several values of one model's configuration have wrong together."""
+    """Problems of several values together, in the configuration of one model."""
 
     source: YamlSource
     model: str

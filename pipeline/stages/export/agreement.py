@@ -52,7 +52,7 @@ class Expected(NamedTuple):
     batches: tuple[int, ...] = _SIZES
     """The sizes of the batches."""
     fix: str = "let forward compute the same wherever it runs: write hooks and replaced forwards into its class"
-    """What to do about a difference."""
+    """Advice about a difference."""
 
 
 def expected_of(

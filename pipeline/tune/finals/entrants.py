@@ -22,7 +22,7 @@ _PEERS = {Backend.INDUCTOR, Backend.ONNXRUNTIME_TENSORRT}
 
 
 class Entrants(NamedTuple):
-    """What takes part in the finals beside the best of each objective and eager FP32."""
+    """Entrants of the finals beside the best of each objective and eager FP32."""
 
     rivals: tuple[Trial, ...] = ()
     """The best trial of each backend that is not among the finalists."""
@@ -31,7 +31,7 @@ class Entrants(NamedTuple):
     baselines: tuple[Point, ...] = ()
     """Baselines of the configuration, which are no answer."""
     left: tuple[str, ...] = ()
-    """What the budget has no time for, or the host no memory, each as a phrase."""
+    """Entrants that the budget has no time for, or the host no memory, each as a phrase."""
 
 
 NOTHING_ELSE = Entrants()

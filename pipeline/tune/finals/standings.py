@@ -121,7 +121,7 @@ def measured_of(
 
 
 class Ratio(NamedTuple):
-    """How many times as fast one is as another."""
+    """The speed of one entrant as a multiple of another's."""
 
     value: float
     least: float | None

@@ -234,7 +234,7 @@ def test_outputs_of_another_number_of_rows_are_no_answers() -> None:
 
 
 class _Panic(BaseException):
-    """What a library raises that is no `Exception`, as extensions in Rust do."""
+    """An error of a library that is no `Exception`, as extensions in Rust raise."""
 
 
 def test_errors_of_every_kind_come_back_to_the_callers() -> None:

@@ -83,7 +83,7 @@ def test_sizes_that_only_all_profiles_together_take_are_checked() -> None:
 
 
 def test_labels_name_their_axes_beside_the_inputs() -> None:
-    """What follows is an input or the labels by its name, and an input's axes are known without those of the labels."""
+    """An array that follows is an input or the labels by its name; an input's axes are known without the labels'."""
     axes = {"tokens": ["sequence"], "tags": ["sequence", None]}
     config = config_of(
         model={"factory": "a:b", "task": "tensors", "metric": "a:b"},

@@ -1,4 +1,4 @@
-"""What is known of choices before anything is built: of the configuration, of the network, and of the library."""
+"""Knowledge of choices before anything is built: of the configuration, of the network, and of the library."""
 
 from __future__ import annotations
 

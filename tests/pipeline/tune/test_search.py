@@ -278,7 +278,7 @@ def test_a_rule_that_came_no_nearer_is_no_base(distance: float, drop: float) -> 
 
 
 def test_a_rule_is_judged_once_for_all_batch_ranges() -> None:
-    """What missed the gate for one is not built for the next; what passed comes first."""
+    """A rule that missed the gate for one is not built for the next; one that passed comes first."""
     other = contender("int8-b64", 2)
     search = search_of(mixed=mixed_of(INT8, other), rules={"int8": RULES}, space=Space((INT8, other), BATCHES))
     missed = [

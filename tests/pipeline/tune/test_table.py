@@ -134,7 +134,7 @@ def test_rates_have_their_number_of_streams() -> None:
 
 
 def test_a_speed_up_that_noise_could_make_is_not_claimed() -> None:
-    """Where the intervals of the winner and of eager FP32 overlap, or eager FP32 is the faster one."""
+    """Nothing is claimed if the intervals of the winner and of eager FP32 overlap, or eager FP32 is the faster one."""
     lines = answer_lines(record_of(Answer(objective="throughput", standings=(STANDING,), least_speedup=0.9)))
     assert "    not proven faster than eager FP32 by the intervals of the same rounds" in lines
 

@@ -262,7 +262,7 @@ def quantized(precision: Graph, settings: QuantizationConfig, folder: Path) -> s
     ids=["int8", "x86", "fp8"],
 )
 def test_settings_that_move_no_pair_are_known(precision: Graph, idle: set[tuple[str, bool]], tmp_path: Path) -> None:
-    """What is foretold to change nothing changes nothing in the quantiser."""
+    """A choice that is foretold to change nothing changes nothing in the quantiser."""
     auto = quantized(precision, AUTO, tmp_path)
     settings = [(group, False) for group in GROUPS if members(residual_graph(), group)]
     foretold, moving = set(), set()

@@ -1,4 +1,4 @@
-"""What takes part in the finals beside the finalists, as far as there is time."""
+"""Entrants of the finals beside the finalists, as far as there is time."""
 
 from __future__ import annotations
 
