@@ -31,7 +31,7 @@ MOST_THREADS = 4
 """The most threads. More were slower: `benchmarks/host_to_host.py` times other numbers."""
 
 
-def pieces_of(size: int, most: int = PIECE_BYTES) -> tuple[slice, ...]:
+def pieces_of(size: int, most: int) -> tuple[slice, ...]:
     """Return consecutive parts of an array, in bytes, all but the last one of the same size.
 
     Args:

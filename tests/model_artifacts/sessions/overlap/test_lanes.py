@@ -12,7 +12,7 @@ from model_artifacts.errors import RunError
 from model_artifacts.host import cuda
 from model_artifacts.records import AxisRange, BatchRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
-from model_artifacts.sessions.feeds.staging import Copiers, pieces_of
+from model_artifacts.sessions.feeds.staging import Copiers
 from tests.support.fake_cuda import FakeEngine
 from tests.support.hosts import H100
 from tests.support.lazy_cuda import LazyRuntime
@@ -149,8 +149,8 @@ def test_calls_out_of_time_are_refused(loaded: Any, gpu: LazyRuntime) -> None:
 @pytest.mark.parametrize("threads", [0, 2])
 def test_large_batches_go_in_pieces(gpu: LazyRuntime, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Each piece goes on to the GPU by itself, in any order, and the caller may write to its array at once."""
-    monkeypatch.setattr("model_artifacts.sessions.feeds.staging.PIECE_BYTES", 100)
-    monkeypatch.setattr(pieces_of, "__defaults__", (100,))
+    for name in ("PIECE_BYTES", "ALONE_BYTES"):
+        monkeypatch.setattr(f"model_artifacts.sessions.feeds.staging.{name}", 100)
     loaded: Any = FakeEngine(gpu, BatchRange(min=1, opt=12, max=12, tuned=(6, 12)))
     with closing(Copiers(threads)) as copiers, Engine(loaded, H100, copiers).overlap(3) as overlap:
         batch, found = images(12, 0), []
