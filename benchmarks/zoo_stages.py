@@ -3,8 +3,8 @@
 python benchmarks/zoo_stages.py ../shared/models/zoo.py               all networks that the results lack; no GPU needed
 python benchmarks/zoo_stages.py ../shared/models/zoo.py --only unet   the networks whose name matches, anew
 python benchmarks/zoo_stages.py ../shared/models/zoo.py --table       write the table to docs/models.md
-python benchmarks/zoo_stages.py ../shared/models/zoo.py --target sm90-h200-trt10.6 --results r.json --section gpu
-                                                                      engines of a GPU's own; with --table another table
+python benchmarks/zoo_stages.py ../shared/models/zoo.py --engines --results r.json --section gpu
+                                                                      engines alone; with --table another table
 
 The file has functions without arguments that return networks, which `model.factory: FILE:NAME` can name. Each gets a
 small project: its own random weights, a few crops of photographs, the smallest settings. Each step is a process of its
@@ -107,6 +107,10 @@ STEPS = {
     "runs int8": ("build {}/cpu-x86_64/onnxruntime-int8", "validate {}/cpu-x86_64/onnxruntime-int8"),
 }
 """The columns of the table, and the steps of each. TARGET is that of the engines."""
+ENGINE_STEPS = {
+    column: STEPS[column] for column in ("source", "data", "export fp32", "export fp16", "engine fp16", ENGINE_RUNS)
+} | {"rounding": ("rounding {}/fp32", "rounding {}/fp16")}
+"""The columns of the engines alone, which a lent GPU host has time for: what they need, and they themselves."""
 
 
 class Step(NamedTuple):
@@ -141,7 +145,7 @@ def prepare(file: Path, name: str, folder: Path, environment: dict[str, str]) ->
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)  # noqa: S603 - this Python
 
 
-def run(file: Path, name: str, target: str) -> dict[str, Step]:
+def run(file: Path, name: str, target: str, steps_of: dict[str, tuple[str, ...]]) -> dict[str, Step]:
     """Run the steps of a network's project, each in a process of its own."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -149,7 +153,8 @@ def run(file: Path, name: str, target: str) -> dict[str, Step]:
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept)
         prepare(file, name, folder, {**environment, "PYTHONPATH": f"{folder}{os.pathsep}{environment['PYTHONPATH']}"})
-        for column, commands in STEPS.items():
+        for column in (column for column in STEPS if column in steps_of):
+            commands = steps_of[column]
             if column == ENGINE_RUNS and missing_driver():
                 continue
             steps = [command.format(name).replace("TARGET", target) for command in commands]
@@ -288,6 +293,7 @@ def main() -> int:
     parser.add_argument("file", type=Path, help="a Python file with functions that return networks")
     parser.add_argument("--only", default="", help="a regular expression of names")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--engines", action="store_true", help="run what the engines need, and these, alone")
     parser.add_argument("--target", default="rtx-sm80+", help="the target of the engines, as `pipeline plan` lists it")
     parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     parser.add_argument("--section", default="stages", help="the table of the page: the name in its comments")
@@ -302,7 +308,7 @@ def main() -> int:
     for name in names:
         if not re.search(options.only, name) or (name in results and not options.only):
             continue
-        results[name] = run(options.file.resolve(), name, options.target)
+        results[name] = run(options.file.resolve(), name, options.target, ENGINE_STEPS if options.engines else STEPS)
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
         faults += sum(step.outcome == FAULT for step in results[name].values())
