@@ -7,10 +7,10 @@ python benchmarks/zoo_stages.py ../shared/models/zoo.py --engines --results r.js
                                                                       engines alone; with --table another table
 
 The file has functions without arguments that return networks, which `model.factory: FILE:NAME` can name. Each gets a
-small project: its own random weights, a few crops of photographs, the smallest settings. Each step is a process of its
-own with a time limit. TensorRT-RTX builds an engine ahead of time, and ONNX Runtime runs the graphs. Where there is a
-GPU, it runs the engine, too, whose target `--target` names. What the networks need beside this project (timm,
-transformers, …) belongs on PYTHONPATH: `pip install --no-deps --target DIR timm …`.
+small project: its own random weights, a few crops of photographs or drawn arrays, the smallest settings. Each step is
+a process of its own with a time limit. TensorRT-RTX builds an engine ahead of time, and ONNX Runtime runs the graphs.
+Where there is a GPU, it runs the engine, too, whose target `--target` names. What the networks need beside this project
+(timm, transformers, …) belongs on PYTHONPATH: `pip install --no-deps --target DIR timm …`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from model_artifacts.host.environment import missing_driver, version
 
 if TYPE_CHECKING:
     import resource
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy.typing as npt
 
 RESULTS = Path("artifacts/zoo_stages.json")
 ROOT = Path(__file__).parents[1]
@@ -56,6 +59,8 @@ class Settings(NamedTuple):
     """Further settings of the model, as YAML."""
     weights: str = ""
     """A factory of the same file, and a file that its state dict is saved in before: `factory > file`."""
+    arrays: tuple[str, ...] = ()
+    """The inputs of a network that takes no images of a folder, of those in `ARRAYS`."""
 
 
 KNOWN = {
@@ -73,21 +78,32 @@ KNOWN = {
     "yolo_flat": Settings("tensors", 320),
     "two_heads_dict": Settings("tensors"),
     "two_heads_tuple": Settings("tensors"),
-    "siamese": Settings("embedding"),
+    "siamese": Settings("embedding", arrays=("left", "right")),
     "regressor": Settings("regression", more="tolerance: 0.1"),
     "regressor_n1": Settings("regression", more="tolerance: 0.1"),
     "multilabel": Settings("multilabel"),
-    "text_encoder": Settings("embedding"),
-    "text_one_input": Settings("embedding"),
+    "text_encoder": Settings("embedding", arrays=("input_ids", "attention_mask")),
+    "text_one_input": Settings("embedding", arrays=("input_ids",)),
     "efficientnet_lite0_plain": Settings(weights="efficientnet_lite0 > efficientnet-lite0.pth"),
 }
 """The networks of the project's zoo that are no plain classifiers."""
 
+SAMPLES, TOKENS = 24, 16
+ARRAYS: dict[str, Callable[[np.random.Generator], npt.NDArray[np.generic]]] = {
+    "left": lambda random: random.normal(size=(SAMPLES, 3, 224, 224)).astype(np.float32),
+    "right": lambda random: random.normal(size=(SAMPLES, 3, 224, 224)).astype(np.float32),
+    "input_ids": lambda random: random.integers(0, 1000, (SAMPLES, TOKENS)),
+    "attention_mask": lambda _: np.ones((SAMPLES, TOKENS), np.int64),
+}
+"""The arrays of an input, drawn anew for each network."""
+
+IMAGES = """preprocessing:
+  {{resize: {settings.size}, crop: {settings.size}, interpolation: bilinear, mean: {mean}, std: {std}}}
+data: {{images: photographs, calibration: 8, validation: 16}}"""
+TENSORS = "data: {tensors: inputs.npz, calibration: 8, validation: 16}"
 CONFIGURATION = """
 model: {{name: {name}, factory: "{module}:{name}", weights: factory, task: {settings.task}{more}}}
-preprocessing:
-  {{resize: {settings.size}, crop: {settings.size}, interpolation: bilinear, mean: {mean}, std: {std}}}
-data: {{images: photographs, calibration: 8, validation: 16}}
+{data}
 precisions: [fp32, fp16, int8]
 profiles: [{{min: 1, opt: 1, max: 4}}]
 workspaces: [1GiB]
@@ -137,7 +153,13 @@ def prepare(file: Path, name: str, folder: Path, environment: dict[str, str]) ->
     (folder / file.name).write_bytes(file.read_bytes())
     mean, std = [0.5] * settings.channels, [0.25] * settings.channels
     more = f", {settings.more}" if settings.more else ""
-    text = CONFIGURATION.format(name=name, module=file.stem, settings=settings, more=more, mean=mean, std=std)
+    data = TENSORS if settings.arrays else IMAGES.format(settings=settings, mean=mean, std=std)
+    text = CONFIGURATION.format(name=name, module=file.stem, settings=settings, more=more, data=data)
+    if settings.arrays:
+        random = np.random.default_rng(0)
+        np.savez(
+            folder / "inputs.npz", allow_pickle=False, **{array: ARRAYS[array](random) for array in settings.arrays}
+        )
     (folder / "pipeline.yaml").write_text(text, encoding="utf-8")
     factory, _, weights = settings.weights.partition(" > ")
     if factory:
@@ -260,7 +282,7 @@ def table(results: dict[str, dict[str, Step]], names: Iterable[str]) -> Iterator
     yield from textwrap.wrap(f"{', '.join(used)}.", 120, break_on_hyphens=False)
     yield ""
     columns = [column for column in STEPS if any(column in steps for steps in results.values())]
-    yield f"| network | task, image | {' | '.join(columns)} | minutes | GB |"
+    yield f"| network | task, input | {' | '.join(columns)} | minutes | GB |"
     yield f"|---|---|{'---|' * len(columns)}---|---|"
     notes: list[str] = []
     for name in names:
@@ -270,7 +292,7 @@ def table(results: dict[str, dict[str, Step]], names: Iterable[str]) -> Iterator
         cells = [_cell(steps.get(column), notes) for column in columns]
         minutes = sum(step.seconds for step in steps.values()) / 60
         memory = max(step.gigabytes for step in steps.values())
-        image = f"{settings.task}, {settings.size}"
+        image = f"{settings.task}, {', '.join(settings.arrays) or settings.size}"
         yield f"| {name} | {image} | {' | '.join(cells)} | {minutes:.1f} | {memory:.1f} |"
     yield ""
     yield "| note | reason |"
