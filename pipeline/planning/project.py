@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -81,6 +82,9 @@ class Project:
     """True on a worker of a farm, which does not use the shared cache."""
     sent_from: GitState | None = None
     """On a worker, the checkout of the driver, whose code and configuration it has."""
+    run_seconds: float = math.inf
+    """The most seconds that a validation may run an artifact for, on any hardware, beside `validation.timeout_seconds`:
+    what is left of a search's budget. It is in no key."""
 
     def command(self, step: Step) -> str:
         """Return the shell command that runs a step of this configuration."""

@@ -140,6 +140,8 @@ class Trial(StageRecord):
     """Reason for any other verdict than `passed`."""
     refused: str = ""
     """The setting that the library cannot apply, of `unsupported`."""
+    cut: bool = False
+    """True of `failed` if the budget ended its build or its validation, so that a larger one tries it again."""
     seconds: Seconds
     """Time of the trial: build, validation and timing; of a result that was there already, what it took now."""
     screening_seconds: Seconds = 0.0

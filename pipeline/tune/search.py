@@ -93,7 +93,7 @@ class Search:
     pending_seconds: float = 0.0
     """The time that was spent on a repair, and is not yet counted with a trial."""
     cut: bool = False
-    """True if the budget has ended a look at rules or layers, so that a larger one would go on there."""
+    """True if the budget has ended a trial or a look at rules or layers, so that a larger one would go on there."""
 
     def next(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
         """Return the next move; None if the budget or the points are used up.

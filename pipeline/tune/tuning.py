@@ -165,7 +165,7 @@ class _Tuning:
                 search = replace(search, pending_seconds=search.pending_seconds + took, cut=search.cut or took >= limit)
                 continue
             trials.append(store.make(move, trials, search.seconds_left(trials), search.pending_seconds))
-            search = replace(search, pending_seconds=0.0)
+            search = replace(search, pending_seconds=0.0, cut=search.cut or trials[-1].cut)
             frontier = frontier_of(trials, search.objectives)
             write(self.stream, *trial_lines(trials[-1], frontier, search.seconds_left(trials)))
         return search

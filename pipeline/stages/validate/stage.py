@@ -214,14 +214,15 @@ def _run(project: Project, artifact: Artifact) -> Ran:
         run = _WITH_A_BUILDER[backend]
     elif backend.is_module and on_gpu:
         run = _run_module
+    # A processor does not hang as a driver does, and may take hours for 50,000 images.
+    limit = project.config.validation.timeout_seconds if on_gpu else math.inf
     hold = exclusive if _times_kernels(backend) and on_gpu else shared
     with hold(gpu_of(project, artifact) if on_gpu else None):
         return run_isolated(
             run,
             project,
             artifact,
-            # A processor does not hang as a driver does, and may take hours for 50,000 images.
-            timeout_seconds=project.config.validation.timeout_seconds if on_gpu else math.inf,
+            timeout_seconds=min(limit, project.run_seconds),
             rerun=project.command(Step("validate", variant.id)),
         )
 

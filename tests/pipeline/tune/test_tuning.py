@@ -15,12 +15,15 @@ from model_artifacts.host.environment import missing_driver
 from pipeline.config.settings import Executor
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.validate import stage as validation
 from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
 from pipeline.tune.repair import RULE
 from pipeline.tune.search import Search
+from pipeline.tune.trials import Rest
 from pipeline.tune.tuning import Wishes, tune
 from tests.conftest import REPOSITORY
 from tests.pipeline.tune.conftest import HOUR
+from tests.support.searches import never_ends
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,6 +134,23 @@ def test_a_repair_that_the_budget_ends_is_not_the_end(copied_search: Project, mo
     assert "no repair of int8: no result within the limit of 0.001 s" in stream.getvalue()
     assert not record.complete
     assert [standing.point.subject for standing in record.answers[0].standings] == [FP32]
+
+
+def test_a_validation_that_the_budget_ends_is_not_the_end(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screen says so, the answer is another's, and more budget goes on."""
+    lost = next(trial for trial in trials_of(copied_search) if trial.point.subject == FP32)
+    (copied_search.paths.tune / "trials" / f"{lost.number:04}.json").unlink()
+    copied_search.paths.accuracy(copied_search.plan.variant(FP32)).unlink()
+    monkeypatch.setattr(validation, "_run_onnx_or_on_cpu", never_ends)
+    monkeypatch.setattr(Rest, "seconds", 1.0)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("memory",)), stream)
+    assert "failed: the budget ended its validation after 1 s; a larger --budget" in stream.getvalue()
+    assert not record.complete
+    (answer,) = record.answers
+    assert {standing.point.subject for standing in answer.standings}.isdisjoint({FP32})
     assert record_of(copied_search) == record
 
 
