@@ -204,10 +204,11 @@ class _Tuning:
         return Ranking(layers, len(found.proposal))
 
     def _entered(self, setups: Setups, search: Search, trials: Sequence[Trial]) -> Finals:
-        """Return the finals with all that takes part, whose baselines are built. Say what the budget leaves out."""
+        """Return the finals with all that takes part, whose baselines are built. Say what is left out."""
         plan = self.project.plan
         gpu = next((gpu for target in plan.targets if (gpu := plan.gpu(target))), None)
-        found, there = entrants_of(search, trials, plan, room_of(gpu, host_memory_bytes())), list[Point]()
+        room = room_of(gpu, host_memory_bytes())
+        found, there = entrants_of(search, trials, plan, room), list[Point]()
         for point in found.baselines:
             place = setups.place(point)
             try:
@@ -219,12 +220,11 @@ class _Tuning:
             there += [] if reason else [point]
             if reason:
                 write(self.stream, *wrapped(f"no peer: {point.text}: {reason}", indent=0))
-        if found.left:
-            write(
-                self.stream,
-                *wrapped(f"not in the finals for want of time or memory: {', '.join(found.left)}", indent=0),
-            )
-        return Finals(setups, tuple(search.finalists(trials)), found._replace(baselines=tuple(there)))
+        places = f", which have {room} {'place' if room == 1 else 'places'} (4 GiB of memory each, 12 at most)"
+        for names, why in ((found.left, " for want of time"), (found.crowded, places)):
+            if names:
+                write(self.stream, *wrapped(f"not in the finals{why}: {', '.join(names)}", indent=0))
+        return Finals(setups, found._replace(baselines=tuple(there)))
 
     def _finals(self, finals: Finals, before: float) -> list[FinalRestart]:
         """Take the restarts of the finals that the budget allows after what was spent before; the first one always."""

@@ -122,6 +122,18 @@ def test_a_drop_that_is_accepted_is_a_bound_of_its_own(searched_folder: Path, tm
     assert sorted(project.paths.tune.glob("*.yaml")) == []  # no winner of the former bound is left
 
 
+def test_a_finalist_without_a_place_is_named(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has memory for one, which is the best for latency; the other takes no part."""
+    first, other = record_of(copied_search).answers[0].standings
+    monkeypatch.setattr("pipeline.tune.tuning.host_memory_bytes", lambda: 4 * 2**30)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("latency",)), stream)
+    (standing,) = record.answers[0].standings
+    (left,) = {first.point, other.point} - {standing.point}
+    said = f"not in the finals, which have 1 place (4 GiB of memory each, 12 at most): {left.text}"
+    assert "".join(said.split()) in "".join(stream.getvalue().split())  # it is wrapped
+
+
 def test_a_repair_that_the_budget_ends_is_not_the_end(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others are tried, the answer is theirs, and the record says that more budget goes on."""
     tuned = copied_search.paths.tune
