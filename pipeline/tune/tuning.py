@@ -20,7 +20,7 @@ from pipeline.system.locks import working
 from pipeline.tune.finals.entrants import entrants_of
 from pipeline.tune.finals.restarts import Finals
 from pipeline.tune.finals.snippet import file_of, snippet_of
-from pipeline.tune.finals.standings import least_speedup_of, peers_of, rates_of, standings_of, tied
+from pipeline.tune.finals.standings import eager_of, peers_of, rates_of, standings_of, tied
 from pipeline.tune.foresight import foresight_of, left_lines
 from pipeline.tune.frontier import effects_of, frontier_of
 from pipeline.tune.records import Answer, Choice, Point, TuneRecord
@@ -260,7 +260,7 @@ class _Tuning:
                     objective=objective.name,
                     standings=tuple(standings),
                     tied=tied(standings),
-                    least_speedup=least_speedup_of(objective, standings[0], baseline, restarts),
+                    eager=eager_of(objective, standings[0], baseline, restarts),
                     streams=tuple(rates_of(objective, standings[0], restarts)),
                     peers=tuple(peers_of(objective, standings[0], finals.backends(), restarts)),
                     snippet=name,

@@ -26,7 +26,7 @@ def comment_of(answer: Answer, winner: Standing) -> str:
     lines = [
         f"Written by `doit tune`: the winner for {answer.objective}, with {kind}:",
         winner.point.subject,
-        f"measured: {value_of(answer.objective, winner)}{rest}; drop {winner.drop:.2%}",
+        f"measured: {value_of(answer.objective, winner)}{clock_of(winner)}{rest}; drop {winner.drop:.2%}",
         "To rebuild it, put this in the place of pipeline.yaml and run `doit`.",
     ]
     return "\n".join(lines)
@@ -41,6 +41,11 @@ def value_of(objective: str, standing: Standing) -> str:
         streams = f", {standing.streams} streams" if standing.streams else ""
         return f"{standing.value:,.0f} images/s ({ends}), batch {standing.batch}{streams}"
     return f"{standing.value:.4g} ms ({_interval(standing, f'{standing.low:.4g} to {standing.high:.4g}')})"
+
+
+def clock_of(standing: Standing) -> str:
+    """Return the clock of a value, after a comma; empty for memory, and for streams, whose number is in the value."""
+    return f", {standing.clock.phrase}" if standing.clock and not standing.streams else ""
 
 
 def _interval(standing: Standing, ends: str) -> str:
