@@ -127,7 +127,7 @@ def _prune(projects: tuple[Project, ...], *, delete: bool) -> int:
     if not any(leftovers.files for _, leftovers in found):
         print("nothing to prune: every variant here is in the configuration")
     elif not delete:
-        print(f"{count} variants, {size}; nothing was deleted: `doit prune --delete` does")
+        print(f"{count} variants, {size}; nothing was deleted: `{projects[0].doit} prune --delete` does")
     return 0
 
 

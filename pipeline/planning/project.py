@@ -88,7 +88,15 @@ class Project:
 
     def command(self, step: Step) -> str:
         """Return the shell command that runs a step of this configuration."""
-        return step.command + (f" --config {shlex.quote(str(self.named))}" if self._is_other else "")
+        return step.command + self._option
+
+    def command_of(self, name: str) -> str:
+        """Return the shell command `python -m pipeline NAME` for this configuration, of what is no step: `plan`."""
+        return f"python -m pipeline {name}{self._option}"
+
+    @property
+    def _option(self) -> str:
+        return f" --config {shlex.quote(str(self.named))}" if self._is_other else ""
 
     @property
     def doit(self) -> str:
@@ -285,7 +293,7 @@ def read_farm(config: Config, paths: Paths) -> FarmRecord:
     Raises:
         UnknownFarmError: the record is missing or damaged, or lacks a target of the configuration.
     """
-    fix = "run `python -m pipeline farm`; `doit` does by itself"
+    fix = "run `python -m pipeline farm`, with the `--config` of this command if it has one; `doit` does by itself"
     try:
         record = read_record(paths.farm, FarmRecord, fix=fix)
     except RecordError as exc:
@@ -326,7 +334,7 @@ def _adopted(planned: FarmHost, target: FarmTarget, here: Host) -> FarmHost:
                 f"this worker's {what} is not what was planned with",
                 expected=f"{there[what]}, as workers with {planned.worker_kind} have had",
                 got=got,
-                fix="look at the farm again: `python -m pipeline farm`",
+                fix="look at the farm again: `python -m pipeline farm`, with the driver's `--config` if it has one",
             )
     if not target.accelerator:
         return planned

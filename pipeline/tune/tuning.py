@@ -112,7 +112,7 @@ class _Tuning:
         if not found:
             raise UsageError(
                 "nothing to search: the matrix has no variant that this host could run and deploy",
-                fix="`python -m pipeline plan` lists every step",
+                fix=f"`{self.project.command_of('plan')}` lists every step",
             )
         return found
 

@@ -180,14 +180,14 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     if graph.for_x86:
         # Its Q/DQ pairs replace activations, too, so that a node reading in front of a pair would miss its activation.
         kept = {*outer_layers(fp32, graph, settings), *groups}
-        _check_left(left, [node for node in fp32.graph.node if node.name not in kept], graph)
+        _check_left(project, left, [node for node in fp32.graph.node if node.name not in kept], graph)
         _place_apart(project, graph, scratch, left)
         return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)), left=newly)
     means = _place_apart(project, graph, scratch)
     placed = _placed(graph, scratch, weights, groups)
     spared = {*groups} & {node.name for node in quantized_nodes(_placed(graph, scratch, weights))} if groups else set()
     if left:
-        _check_left(left, quantized_nodes(placed), graph)
+        _check_left(project, left, quantized_nodes(placed), graph)
         placed = leave_idle(leave(placed, weights, left), weights)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
@@ -326,7 +326,7 @@ def quantized_once(project: Project, graph: Graph, images: Images, settings: Qua
         return correct_biases(onnx.load(scratch), weights, means)
 
 
-def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:
+def _check_left(project: Project, left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:
     known = [node.name for node in nodes]
     for name in left:
         if name not in known:
@@ -334,7 +334,7 @@ def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: G
             raise QuantizeError(
                 f"leave_unquantized.{graph.precision.value} names {name!r}, which is no quantised node of the graph",
                 expected=f"one of {', '.join(close or known[:3])}{'' if close else ', …'}",
-                fix=f"see all of them with `doit sensitivity:MODEL/{graph.precision.value}`",
+                fix=f"see all of them with `{project.doit} sensitivity:{project.plan.model}/{graph.precision.value}`",
             )
     if all(node.name in left for node in nodes if node.op_type in QUANTIZED_OPERATORS):
         raise QuantizeError(
