@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -96,15 +97,22 @@ def _print_answer(console: Console, manifest: Manifest, place: Place) -> None:
 def _print_commands(console: Console, place: Place, model: str) -> None:
     """Print the commands for what may be deployed, with the model's name unless that is empty."""
     if place.path:
-        path, named = shlex.quote(str(place.path)), f', model="{model}"' if model else ""
-        path += f" --model {model}" if model else ""
-        call = f'model_artifacts.load("{place.path}"{named})'
-        console.print(Text(f"\nto load what suits this machine, in Python: {call}"), soft_wrap=True)
+        path = shlex.quote(str(place.path)) + (f" --model {model}" if model else "")
+        console.print(Text("\nto load what suits this machine, in Python:"))
+        for line in _loading(place.path, model):
+            console.print(Text(f"  {line}"), soft_wrap=True)
         console.print(
             Text(f"to choose by your bounds: model-artifacts resolve {path} --max-latency-ms 5"), soft_wrap=True
         )
     if place.doit:
         console.print(Text(f"to release all that may be deployed: {place.doit} release"), soft_wrap=True)
+
+
+def _loading(path: Path, model: str) -> tuple[str, str]:
+    """Return the lines of Python that open what suits a machine, and show its name and what it takes, with all sizes."""
+    named = f", model={json.dumps(model)}" if model else ""
+    call = f"load({json.dumps(str(path), ensure_ascii=False)}{named})"
+    return "from model_artifacts import load", f"with {call} as model: print(model.entry.id, model.entry.inputs)"
 
 
 def _print_choice(console: Console, choice: Choice, place: Place, before: Choice | None) -> None:

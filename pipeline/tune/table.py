@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import shortened
-from model_artifacts.host.terminal import escaped
+from model_artifacts.host.terminal import escaped, size_phrase
 from model_artifacts.records import Clock
 from pipeline.tune.finals.snippet import clock_of, value_of
 from pipeline.tune.records import TrialVerdict, are_of_a_kind
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 COLUMNS = 80
 _CELL = 9
 _MOST_LAYERS = 8
+_MEGA = 1e6
+"""The least memory of a frontier in bytes from which it is told in MB."""
 
 
 def write(stream: TextIO, *lines: str) -> None:
@@ -65,7 +67,7 @@ def wrapped(text: str, indent: int = 5) -> list[str]:
 
 def _values(trial: Trial) -> str:
     times = [f"b{item.batch} {item.p50_ms:.4g} ms" for item in trial.screened]
-    memory = [] if trial.memory_bytes is None else [f"{trial.memory_bytes / 1e6:.1f} MB"]
+    memory = [] if trial.memory_bytes is None else [size_phrase(trial.memory_bytes)]
     drop = [] if trial.drop is None else [f"drop {trial.drop:.2%}"]
     by_host = any(item.clock is Clock.HOST for item in trial.screened)
     return ", ".join((*times, *drop, *memory, *(["by the host's clock"] if by_host else [])))
@@ -80,13 +82,15 @@ def frontier_lines(frontier: Sequence[Trial], objectives: Sequence[Objective]) -
     width = COLUMNS - 5 - _CELL * (len(batches) + 2)
     clocks = {item.clock for trial in frontier for item in trial.screened}
     mark = "h" if Clock.HOST in clocks and clocks != {Clock.HOST} else ""
-    rows = [_row("", "variant", [*(f"b{batch} ms" for batch in batches), "drop", "MB"], width)]
+    memories = [trial.memory_bytes for trial in frontier if trial.memory_bytes is not None]
+    unit, unit_bytes = ("MB", 1e6) if min(memories, default=_MEGA) >= _MEGA else ("kB", 1e3)
+    rows = [_row("", "variant", [*(f"b{batch} ms" for batch in batches), "drop", unit], width)]
     for trial in frontier:
         times = [trial.screening(batch) for batch in batches]
         cells = [
             *(f"{item.p50_ms:.4g}{mark if item.clock is Clock.HOST else ''}" if item else "" for item in times),
             "" if trial.drop is None else f"{trial.drop:.2%}",
-            "" if trial.memory_bytes is None else f"{trial.memory_bytes / 1e6:.1f}",
+            "" if trial.memory_bytes is None else f"{trial.memory_bytes / unit_bytes:.1f}",
         ]
         choices = f" +{len(trial.point.choices)}" if trial.point.choices else ""
         name = trial.point.subject.rpartition("/")[2]

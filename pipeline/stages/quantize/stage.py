@@ -19,13 +19,14 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
+from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import Graph, Precision
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_casts import cast
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
-from pipeline.stages.common.console import megabytes, say_casts
+from pipeline.stages.common.console import say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
 from pipeline.stages.quantize.calibration import Images, Kept
@@ -353,6 +354,6 @@ def run(project: Project, graph: Graph, console: Console) -> int:
     """Quantise a graph, and print its size and the losses of the cast."""
     record = make_quantized(project, graph)
     second = ", and a form of opset 17" if record.opset17 else ""
-    console.say(f"{megabytes(record.file.bytes)}, opset {record.opset}{second}")
+    console.say(f"{size_phrase(record.file.bytes)}, opset {record.opset}{second}")
     say_casts(console, record.casts)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.host.terminal import size_phrase
+
 if TYPE_CHECKING:
     from pipeline.tune.records import Answer, Standing
     from pipeline.tune.setups import Setups
@@ -35,7 +37,7 @@ def comment_of(answer: Answer, winner: Standing) -> str:
 def value_of(objective: str, standing: Standing) -> str:
     """Return a value with its unit and its interval."""
     if objective == "memory":
-        return f"{standing.value / 1e6:.1f} MB"
+        return size_phrase(standing.value)
     if objective == "throughput":
         ends = _interval(standing, f"{standing.low:,.0f} to {standing.high:,.0f}")
         streams = f", {standing.streams} streams" if standing.streams else ""

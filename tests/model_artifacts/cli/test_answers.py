@@ -87,7 +87,9 @@ def test_the_answer_names_an_artifact_for_each_goal_with_its_file_and_the_comman
         "smallest file: cpu-x86_64/fast",
         "1.0 MB on disk",
         "",
-        'to load what suits this machine, in Python: model_artifacts.load("artifacts")',
+        "to load what suits this machine, in Python:",
+        "from model_artifacts import load",
+        'with load("artifacts") as model: print(model.entry.id, model.entry.inputs)',
         "to choose by your bounds: model-artifacts resolve artifacts --max-latency-ms 5",
         "to release all that may be deployed: doit release",
     ]

@@ -81,8 +81,18 @@ def test_a_trial_that_did_not_pass_shows_its_reason() -> None:
 def test_the_frontier_is_a_table() -> None:
     """A batch size that a trial does not take is empty."""
     lines = frontier_lines([trial_of(1, POINT.with_choice(LEVEL), 0.5, batches=(1,))], OBJECTIVES)
-    assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "MB"]
-    assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "0.0"]
+    assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "kB"]
+    assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "1.0"]
+    (_, head, row) = frontier_lines([trial_of(1, POINT, 0.5, memory=54_500_000)], OBJECTIVES)
+    assert (head.split()[-1], row.split()[-1]) == ("MB", "54.5")
+
+
+def test_a_small_memory_is_not_told_as_none() -> None:
+    """A file of a tiny network has kilobytes."""
+    trial = trial_of(1, POINT, 0.5, memory=12_345)
+    assert trial_lines(trial, [], 42.0)[-1].endswith(", 12.3 kB")
+    least = STANDING.model_copy(update={"value": 12_345.0, "clock": None, "batch": None, "restarts": 0})
+    assert "    12.3 kB" in answer_lines(record_of(Answer(objective="memory", standings=(least,))))
 
 
 def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
