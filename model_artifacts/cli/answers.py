@@ -109,7 +109,7 @@ def _print_commands(console: Console, place: Place, model: str) -> None:
 
 
 def _loading(path: Path, model: str) -> tuple[str, str]:
-    """Return the lines of Python that open what suits a machine, and show its name and what it takes, with all sizes."""
+    """Return the lines of Python that open what suits a machine, and show its name and all sizes that it takes."""
     named = f", model={json.dumps(model)}" if model else ""
     call = f"load({json.dumps(str(path), ensure_ascii=False)}{named})"
     return "from model_artifacts import load", f"with {call} as model: print(model.entry.id, model.entry.inputs)"
