@@ -16,6 +16,7 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
+from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import Graph, Task
 from model_artifacts.sessions.torch_model import DTYPES, Typed, TypedInputs, fold_batch_norms
 from pipeline.adapters import onnx_graph, onnx_rewrites
@@ -23,7 +24,7 @@ from pipeline.config.axes import shown_sizes
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
-from pipeline.stages.common.console import megabytes, say_casts
+from pipeline.stages.common.console import say_casts
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import inputs_at, inputs_of, shape_of, taking
 from pipeline.stages.common.sizes.following import at_each_size, named_axes, require_following
@@ -244,7 +245,7 @@ def _require_one_file(model: nn.Module, dtype: torch.dtype) -> None:
 def run(project: Project, graph: Graph, console: Console) -> int:
     """Export a graph, and print its size and the losses of the cast."""
     record = make_onnx(project, restore_model(project), graph)
-    size = megabytes(record.file.bytes)
+    size = size_phrase(record.file.bytes)
     console.say(f"{size}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")
     say_casts(console, record.casts)
     return 0
