@@ -34,6 +34,7 @@ from pipeline.stages.export.axes import Axes, name_outputs
 from pipeline.stages.export.conditions import Conditions
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_dynamic, require_same
+from pipeline.stages.export.rewrites import rewritten
 from pipeline.stages.export.search import reason_at
 from pipeline.stages.export.ways import require_every_way, with_reason
 
@@ -69,7 +70,8 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
 
     Raises:
         ExportError: torch cannot trace the model, its batch size or a dynamic axis is fixed, the result is not valid
-            ONNX or computes something else than the model, or the weights are too large for one file.
+            ONNX or computes something else than the model, the weights are too large for one file, or the graph has
+            nothing for a rewrite of the configuration.
         ConfigError: the inputs have no such dynamic axes, or a range does not fit the samples' own size.
         RecordError: the source's record is missing or damaged.
         StorageError: the results cannot be written.
@@ -89,6 +91,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     exported, casts, batch_norms, conditions = make(project, model, graph)
     if axes:
         name_outputs(exported.graph, axes)
+    exported = rewritten(exported, project.config.rewrites)  # before it is compared with the network
     del model
     gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
@@ -103,7 +106,13 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
                 given = [with_reason(item, reason) for item, reason in zip(expected, reasons, strict=True)]
                 require_agreement(temporary, given, project.command(step))
             remake = partial(_of_network, project, graph=Graph.FP32)
-            require_every_way(project, conditions, graph, temporary, lambda again: remake(again).model)
+            require_every_way(
+                project,
+                conditions,
+                graph,
+                temporary,
+                lambda again: rewritten(remake(again).model, project.config.rewrites),
+            )
     record = OnnxRecord(
         key=key,
         built_at=now(),
