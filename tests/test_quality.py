@@ -51,6 +51,7 @@ INTEGRATION = {
     "pipeline/test_sized_boxes.py",
     "pipeline/test_sized_files.py",
     "pipeline/test_sized_maps.py",
+    "pipeline/test_sized_modules.py",
     "pipeline/test_sizes.py",
     "pipeline/test_tags.py",
     "pipeline/test_tensors.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,16 +16,17 @@ from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Backend, Layout, Precision, Recipe, call_of
 from model_artifacts.sessions import torch_tensorrt_runtime
 from model_artifacts.sessions.arithmetic import fastest, kept_randomness, strict_fp32, tensors
-from model_artifacts.sessions.feeds.batches import feed_of, shown, size_of
-from model_artifacts.sessions.feeds.checks import sample_of
+from model_artifacts.sessions.feeds.batches import feed_of
+from model_artifacts.sessions.feeds.checks import require_for_module, shape_of, shapes_of
 from model_artifacts.sessions.onnx import named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from model_artifacts.host import cuda
     from model_artifacts.records import Gpu, ModuleContents, TensorSpec, Variant
     from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.feeds.checks import Shapes
     from model_artifacts.sessions.onnx import Outputs
     from model_artifacts.sessions.opening import ArtifactFile
 
@@ -34,6 +35,8 @@ FORMATS = {Layout.CONTIGUOUS: torch.contiguous_format, Layout.CHANNELS_LAST: tor
 
 _WARM_UP = 3
 """The number of runs before a CUDA graph is captured, from torch's documentation of CUDAGraph."""
+_KEPT = 16
+"""The most shapes whose buffers stay without a CUDA graph: a module of many sizes would keep the memory of each."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,11 @@ class ModuleSession:
         self._gpu = gpu
         self._device = torch_tensorrt_runtime.device_of(gpu)
         self._stream = stream
-        self._inputs: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
-        self._graphs: dict[tuple[int, Layout], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]] = {}
-        self._pinned: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
-        self._landed: dict[tuple[int, Layout], tuple[torch.Tensor, ...]] = {}
-        self._now = (0, Layout.CONTIGUOUS)
+        self._inputs: dict[tuple[Shapes, Layout], tuple[torch.Tensor, ...]] = {}
+        self._graphs: dict[tuple[Shapes, Layout], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]] = {}
+        self._pinned: dict[tuple[Shapes, Layout], tuple[torch.Tensor, ...]] = {}
+        self._landed: dict[tuple[Shapes, Layout], tuple[torch.Tensor, ...]] = {}
+        self._now: tuple[Shapes, Layout] = ((), Layout.CONTIGUOUS)
         self._outputs: tuple[torch.Tensor, ...] = ()
         self.graph_trouble = ""
         """The reason why this module has no CUDA graph; empty if it has one."""
@@ -265,8 +268,8 @@ class ModuleSession:
             RunError: the module does not take such a batch.
         """
         feed = feed_of([spec.name for spec in self._specs], batch)
-        self._check(feed, batch)
-        self.prepare(size_of(batch), layout)
+        require_for_module(self._variant.id, self._specs, self._variant.profile, feed)
+        self._prepare(shapes_of([feed[spec.name] for spec in self._specs]), layout)
         with self._translated():
             for buffer, spec in zip(self._inputs[self._now], self._specs, strict=True):
                 buffer.copy_(torch.from_numpy(feed[spec.name]))
@@ -274,18 +277,26 @@ class ModuleSession:
     def prepare(self, size: int, layout: Layout = Layout.CONTIGUOUS) -> None:
         """Make the next `enqueue` run this number of samples from the session's own buffers.
 
+        Dynamic axes have the size that the module is tuned for.
+
         Raises:
             RunError: the device has no room for them.
         """
-        self._now = (size, layout)
-        if self._now not in self._inputs:
-            with self._translated():
-                self._inputs[self._now] = tuple(
-                    torch.zeros(size, *sample_of(spec), dtype=getattr(torch, spec.dtype), device=self._device).to(
-                        memory_format=FORMATS[layout]
-                    )
-                    for spec in self._specs
-                )
+        self._prepare(tuple(shape_of(spec, size, "opt") for spec in self._specs), layout)
+
+    def _prepare(self, shapes: Shapes, layout: Layout) -> None:
+        """Make the next `enqueue` run from buffers of these shapes, and free those that have been there longest."""
+        self._now = (shapes, layout)
+        if self._now in self._inputs:
+            return
+        plain = [key for key in self._inputs if key not in self._graphs]  # a graph reads its buffers for ever
+        for key in plain[: max(0, len(plain) + 1 - _KEPT)]:
+            del self._inputs[key]
+        with self._translated():
+            self._inputs[self._now] = tuple(
+                _laid_out(torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=self._device), layout)
+                for spec, shape in zip(self._specs, shapes, strict=True)
+            )
 
     def enqueue_kernels(self) -> None:
         """Enqueue the prepared batch on the stream without waiting for it.
@@ -351,30 +362,6 @@ class ModuleSession:
         self._landed.clear()
         self._outputs = ()
 
-    def _check(self, feed: Mapping[str, Any], batch: Batch) -> None:
-        """Check the array of each input, and that all have as many samples."""
-        profile = self._variant.profile
-        takes = f"{profile.min} to {profile.max}" if profile else "batch"
-        sizes = {array.shape[:1] for array in feed.values()}
-        size = sum(min(sizes))  # of an array without axes 0
-        fits = len(sizes) == 1 and all(
-            feed[spec.name].dtype == np.dtype(spec.dtype)
-            and feed[spec.name].shape[1:] == sample_of(spec)
-            and feed[spec.name].flags.c_contiguous
-            for spec in self._specs
-        )
-        if fits and (profile.takes(size) if profile else size):
-            return
-        expected = [f"{spec.dtype} ({', '.join(map(str, (takes, *sample_of(spec))))})" for spec in self._specs]
-        if len(self._specs) > 1:
-            expected = [f"{spec.name}: {text}" for spec, text in zip(self._specs, expected, strict=True)]
-        strided = [array.strides for array in feed.values() if not array.flags.c_contiguous]
-        raise RunError(
-            f"{self._variant.id} takes other batches",
-            expected=f"{'; '.join(expected)}, contiguous",
-            got=f"{shown(batch)}{f' with strides {strided[0]}' if strided else ''}",
-        )
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -387,4 +374,12 @@ class ModuleSession:
             ) from exc
         except Exception as exc:  # torch, the compiler and the model's own code raise types without a common base
             got = torch_tensorrt_runtime.reason_of(exc)
-            raise RunError(f"{self._variant.id} cannot run a batch of {self._now[0]}", got=got) from exc
+            shapes, _ = self._now
+            sized = any(spec.ranges for spec in self._specs)
+            batch = f"of shape {shapes[0]}" if sized and shapes else f"of {shapes[0][0] if shapes else 0}"
+            raise RunError(f"{self._variant.id} cannot run a batch {batch}", got=got) from exc
+
+
+def _laid_out(buffer: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Return a buffer of images in a memory layout; other inputs have one alone."""
+    return buffer.to(memory_format=FORMATS[layout]) if buffer.ndim == len("NCHW") else buffer

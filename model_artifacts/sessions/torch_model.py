@@ -32,6 +32,7 @@ from model_artifacts.sessions.factory_call import (
     running_factory,
     without_weights,
 )
+from model_artifacts.sessions.feeds.samples import Samples
 from model_artifacts.sessions.folding.probes import probes_of
 from model_artifacts.sessions.folding.watching import Operands, count_batch_norms, fold_watched
 from model_artifacts.sessions.module_kinds import bake, evaluate, open_wrappers, require_network, untraced
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from model_artifacts.records import Argument
     from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.factory_call import Assembly
-    from model_artifacts.sessions.feeds.samples import Samples
 
     Factory = Callable[..., nn.Module]
 
@@ -389,12 +389,12 @@ def share_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def ready_to_compile(model: nn.Module, precision: Precision, input_shape: tuple[int, int, int]) -> nn.Module:
+def ready_to_compile(model: nn.Module, precision: Precision, inputs: tuple[int, int, int] | Samples) -> nn.Module:
     """Return a model in Torch-TensorRT's form: batch-norms folded, cast, contiguous weights, float32 in and out.
 
     With weights in channels_last the backend torch_compile gave wrong numbers, without a warning (relative errors up to
     1.8 at a batch of 64, torch-tensorrt-rtx 2.11). Contiguous weights avoid that.
     """
-    folded = fold_batch_norms(model, input_shape).model
-    typed = Typed(folded, DTYPES[precision]).eval().requires_grad_(requires_grad=False)
+    kind = TypedInputs if isinstance(inputs, Samples) and len(inputs.names) > 1 else Typed
+    typed = kind(fold_batch_norms(model, inputs).model, DTYPES[precision]).eval().requires_grad_(requires_grad=False)
     return in_layout(typed, torch.contiguous_format)

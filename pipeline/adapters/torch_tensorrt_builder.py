@@ -16,6 +16,7 @@ import torch
 from model_artifacts.errors import BuildError, UnsupportedError, one_line, shortened
 from model_artifacts.host.environment import installed_torch_tensorrt
 from model_artifacts.records import Backend, Precision, Setting
+from model_artifacts.sessions.feeds.checks import shape_of
 from model_artifacts.sessions.torch_tensorrt_runtime import (
     BUILDER_LOGGER,
     ENGINE_CACHES,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model_artifacts.records import BatchRange, Gpu, Tool
+    from model_artifacts.records import AxisRange, BatchRange, Gpu, TensorSpec, Tool
     from pipeline.config.settings import TorchTensorRTConfig
 
 
@@ -46,8 +47,8 @@ class ModuleRequest:
     """`torch_compile`, or one of `dynamo`'s."""
     precision: Precision
     profile: BatchRange
-    input_shape: tuple[int, int, int]
-    """(channels, height, width), without the batch."""
+    inputs: tuple[TensorSpec, ...]
+    """The inputs in the module's order, with the ranges of their dynamic axes beside the batch."""
     workspace_bytes: int
     gpu: Gpu
     settings: TorchTensorRTConfig
@@ -55,6 +56,11 @@ class ModuleRequest:
     """The file of the timing cache. None if its TensorRT times no tactics."""
     engine_cache: Path | None
     """The variant's folder of engines. None keeps no engines."""
+
+    @property
+    def has_axes(self) -> bool:
+        """True if inputs have dynamic axes beside the batch."""
+        return any(spec.ranges for spec in self.inputs)
 
 
 class Compiled(NamedTuple):
@@ -165,6 +171,80 @@ def known_settings(library: ModuleType) -> frozenset[str]:
     return frozenset(fields | {item.name for item in parameters if item.kind is not item.VAR_KEYWORD})
 
 
+def examples_of(request: ModuleRequest, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return the inputs that a module is traced with: zeros.
+
+    The batch is the largest, because torch takes a batch of 1 for a constant size. Other axes have the size that the
+    engine is tuned for, since Torch-TensorRT tunes it for the sizes of the trace (2.11, `extract_var_range_info`). It
+    is not their smallest, at which torch cannot trace them (pytorch/pytorch#176349).
+    """
+
+    def size_of(axis: AxisRange) -> int:
+        return axis.opt if axis.opt > axis.min else axis.max
+
+    found = []
+    for spec in request.inputs:
+        sizes = {axis.name: size_of(axis) for axis in spec.ranges}
+        shape = (request.profile.max, *(size if isinstance(size, int) else sizes[size] for size in spec.shape[1:]))
+        found.append(torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=device))
+    return tuple(found)
+
+
+def dims_of(request: ModuleRequest) -> tuple[dict[int, torch.export.Dim], ...] | None:
+    """Return torch's dimension of each dynamic axis by its place, for each input; None if all are fixed.
+
+    One name is one dimension, in whichever inputs it stands.
+    """
+    profile = request.profile
+    batch = {} if profile.is_fixed else {0: torch.export.Dim("batch", min=profile.min, max=profile.max)}
+    ranges = {axis.name: axis for spec in request.inputs for axis in spec.ranges}
+    dims = {name: torch.export.Dim(name, min=axis.min, max=axis.max) for name, axis in ranges.items()}
+    found = tuple(
+        batch | {place: dims[size] for place, size in enumerate(spec.shape) if place and isinstance(size, str)}
+        for spec in request.inputs
+    )
+    return found if any(found) else None
+
+
+def trace(module: nn.Module, request: ModuleRequest, device: torch.device) -> torch.export.ExportedProgram:
+    """Trace a module for all sizes of a request.
+
+    What the module asks of dynamic axes beside the batch becomes checks in the trace, which the compiler drops: the
+    caller must compare the trace with the network wherever they do not hold. torch alone would refuse networks that
+    compute the same there, as with `avg_pool2d(ceil_mode=True)`, and lets a condition on two axes pass.
+
+    Args:
+        module: a module on the device, as `ready_to_compile` returns it.
+        request: its inputs and its batch range.
+        device: where the module is.
+
+    Raises:
+        BuildError: torch cannot trace it.
+    """
+    examples, dims = examples_of(request, device), dims_of(request)
+    several = {"inputs": dims} if dims is not None and len(examples) > 1 else dims  # `TypedInputs.forward`
+    checks: dict[str, Any] = {"prefer_deferred_runtime_asserts_over_guards": True} if request.has_axes else {}
+    try:
+        return torch.export.export(module, examples, dynamic_shapes=several, **checks)
+    except Exception as exc:
+        raise _of_fewer_sizes(exc, request) or untraceable(exc) from exc
+
+
+def _of_fewer_sizes(exc: Exception, request: ModuleRequest) -> BuildError | None:
+    """Return the error of a trace that takes a part of the ranges alone; None for any other failure."""
+    violated = [line[4:] for line in str(exc).splitlines() if line.startswith("  - ")]
+    if not request.has_axes or not violated:
+        return None
+    axes = {axis.name: axis for spec in request.inputs for axis in spec.ranges}.values()
+    return BuildError(
+        "the model does not take every size in its ranges",
+        expected=f"{', '.join(f'{axis.name} {axis.min} to {axis.max}' for axis in axes)}, as `profiles` says",
+        got=shortened(violated[0]),
+        fix="let forward read the size where it needs it (`x.shape[2]`), and take layers that fit all sizes, such as "
+        "`AdaptiveAvgPool2d`; or write the batch alone in `profiles`",
+    )
+
+
 def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest) -> Compiled:
     """Trace a module and build its engines.
 
@@ -175,21 +255,15 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
 
     Raises:
         BuildError: torch cannot trace the module, or TensorRT cannot build its engines.
+        UnsupportedError: this version cannot save such a module.
     """
+    _require_saving(library, request)
     options = options_of(request, known_settings(library), tunes=times_tactics())
-    # The largest batch, because torch takes a batch of 1 for a constant size.
-    example = torch.zeros(request.profile.max, *request.input_shape, device=device_of(request.gpu))
-    shapes = None
-    if not request.profile.is_fixed:
-        shapes = ({0: torch.export.Dim("batch", min=request.profile.min, max=request.profile.max)},)
-    try:
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-    except Exception as exc:
-        raise untraceable(exc) from exc
+    program = trace(module, request, device_of(request.gpu))
     device = library.Device(gpu_id=request.gpu.index)
     with compiling("Torch-TensorRT cannot compile the model", request.workspace_bytes), detailed_layers(library):
         compiled = library.dynamo.compile(
-            program, arg_inputs=[_input(library, request)], device=device, **options.arguments
+            program, arg_inputs=_inputs(library, request), device=device, **options.arguments
         )
     return Compiled(compiled, options.settings)
 
@@ -250,13 +324,34 @@ def detailed_layers(library: ModuleType) -> Iterator[None]:
             yield
 
 
-def _input(library: ModuleType, request: ModuleRequest) -> Any:  # noqa: ANN401 - untyped
-    """Return the library's description of the input, for the request's batch range."""
-    profile = request.profile
-    low, best, high = ((size, *request.input_shape) for size in (profile.min, profile.opt, profile.max))
-    if profile.is_fixed:
-        return library.Input(shape=low, dtype=torch.float32)
-    return library.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=torch.float32)
+def _inputs(library: ModuleType, request: ModuleRequest) -> list[Any]:
+    """Return the library's description of each input, for the request's ranges."""
+    profile, found = request.profile, []
+    ends = ((profile.min, "min"), (profile.opt, "opt"), (profile.max, "max"))
+    for spec in request.inputs:
+        low, best, high = (shape_of(spec, size, end) for size, end in ends)
+        dtype = getattr(torch, spec.dtype)
+        if low == high:
+            found.append(library.Input(shape=low, dtype=dtype))
+        else:
+            found.append(library.Input(min_shape=low, opt_shape=best, max_shape=high, dtype=dtype))
+    return found
+
+
+def _names_dims(request: ModuleRequest) -> bool:
+    """Return true if a module is saved with torch's dimensions: the library's own of two inputs share no size."""
+    return request.has_axes or len(request.inputs) > 1
+
+
+def _require_saving(library: ModuleType, request: ModuleRequest) -> None:
+    """Refuse dynamic axes beside the batch, and several inputs, for a version that saves no torch dimensions."""
+    if _names_dims(request) and "dynamic_shapes" not in inspect.signature(library.save).parameters:
+        raise UnsupportedError(
+            "this version of Torch-TensorRT cannot save modules of several sizes or inputs",
+            expected="a `save` that takes `dynamic_shapes`",
+            got=f"{library.__name__} without it",
+            fix="install Torch-TensorRT 2.11 or newer, or write the batch alone in `profiles`",
+        )
 
 
 def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path: Path) -> None:
@@ -266,7 +361,10 @@ def save(library: ModuleType, compiled: nn.Module, request: ModuleRequest, path:
         BuildError: this version cannot save the module in the format.
     """
     form = "aot_inductor" if request.backend is Backend.DYNAMO_AOTI else "exported_program"
+    given: dict[str, object] = {"arg_inputs": _inputs(library, request)}
+    if _names_dims(request):
+        given = {"arg_inputs": [*examples_of(request, device_of(request.gpu))], "dynamic_shapes": dims_of(request)}
     try:
-        library.save(compiled, str(path), output_format=form, arg_inputs=[_input(library, request)])
+        library.save(compiled, str(path), output_format=form, **given)
     except Exception as exc:
         raise BuildError(f"Torch-TensorRT cannot save the module as {form}", got=one_line(exc)) from exc

@@ -11,7 +11,8 @@ import pytest
 
 import model_artifacts
 from model_artifacts.errors import RunError, UsageError
-from model_artifacts.records import CPU_TARGET, Graph, Status
+from model_artifacts.host.environment import missing_gpu
+from model_artifacts.records import CPU_TARGET, Backend, Graph, Layout, Status
 from model_artifacts.releases.triton import make_repositories
 from model_artifacts.sessions.feeds.batches import from_fields
 from pipeline.cli.main import main
@@ -166,12 +167,17 @@ def test_eager_takes_several_inputs_on_a_processor(network: str, request: pytest
     assert timed.timings[0].speedup is not None
 
 
-def test_modules_of_a_gpu_are_skipped_with_the_reason(broken: Project) -> None:
-    """None was tried with several inputs, so that none is built."""
+def test_modules_that_are_for_images_are_skipped_with_the_reason(broken: Project) -> None:
+    """Recipes of torch_compile, and eager in channels_last. Of the others this host lacks the GPU."""
     on_gpu = [item for item in broken.plan.variants if item.backend.is_module and item.target != CPU_TARGET]
-    reasons = {build_variant(broken, item).reason for item in on_gpu}
-    (reason,) = reasons
-    assert "torch modules of such a model were not tried on a GPU" in reason
+    reasons = {item: build_variant(broken, item).reason for item in on_gpu}
+    for item, reason in reasons.items():
+        if item.backend is Backend.TORCH_COMPILE:
+            assert "a recipe of torch_compile describes images alone" in reason
+        elif item.layout is Layout.CHANNELS_LAST:
+            assert "only images lie in channels_last" in reason
+        else:
+            assert reason.startswith(missing_gpu())
 
 
 def test_inputs_are_handed_over_by_their_names(project: Project) -> None:

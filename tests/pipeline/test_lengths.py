@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ENGINE = "tiny/rtx-sm80+/fp16-b1-2-4-sequence4-12-24-ws16MiB"
 FIXED_ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
-MODULE = "tiny/gpu/dynamo-fp16-b1-2-4-sequence4-12-24-ws16MiB"
+RECIPE = "tiny/gpu/torch_compile-fp16-b1-2-4-sequence4-12-24-ws16MiB"
 OTHERS = (4, 12, 15)
 """The lengths that are checked beside the texts' own: the smallest, the best, and an odd one between."""
 
@@ -52,7 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose ONNX files are validated, and whose engines are built ahead of time."""
     folder = tmp_path_factory.mktemp("lengths")
     project = project_of(folder, configuration(write_texts(folder)))
-    run_steps(project, {FP16, FP32, ENGINE, FIXED_ENGINE, MODULE})
+    run_steps(project, {FP16, FP32, ENGINE, FIXED_ENGINE, RECIPE})
     return project
 
 
@@ -98,12 +98,12 @@ def test_the_manifest_has_the_range_of_both_inputs(request: pytest.FixtureReques
 
 
 def test_a_profile_without_the_axis_has_the_length_of_the_texts(project: Project) -> None:
-    """Its engine is as fixed as one of a project without dynamic axes; a module is skipped with the reason."""
+    """Its engine is as fixed as one of a project without dynamic axes; a recipe is skipped with the reason."""
     assert [spec.shape for spec in entry_of(project, FIXED_ENGINE).inputs] == [(1, LONGEST), (1, LONGEST)]
     assert entry_of(project, ENGINE).status is Status.BUILT, "TensorRT-RTX builds ahead of time, and nothing ran it"
-    module = entry_of(project, MODULE)
-    assert module.status is Status.SKIPPED
-    assert "torch modules of such a model were not tried" in module.reason
+    recipe = entry_of(project, RECIPE)
+    assert recipe.status is Status.SKIPPED
+    assert "a recipe of torch_compile describes images alone: take the saved modules" in recipe.reason
 
 
 def test_a_network_of_torch_takes_the_longest_texts_alone(project: Project) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SIZES = "height24-32-48-width24-40-64"
 ENGINE = f"tiny/rtx-sm80+/fp16-b1-2-4-{SIZES}-ws16MiB"
 FIXED_ENGINE = "tiny/rtx-sm80+/fp16-b1-ws16MiB"
-MODULE = f"tiny/gpu/dynamo-fp16-b1-2-4-{SIZES}-ws16MiB"
+RECIPE = f"tiny/gpu/torch_compile-fp16-b1-2-4-{SIZES}-ws16MiB"
 AXES = "height: {min: 24, opt: 32, max: 48}, width: {min: 24, opt: 40, max: 64}"
 CHECKED = [(24, 24), (32, 40), (48, 64), (37, 45), (24, 64), (48, 24)]
 
@@ -58,7 +58,7 @@ benchmark: {{batches: [1], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rou
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose ONNX files are validated, and whose engines are built ahead of time."""
     project = project_of(tmp_path_factory.mktemp("sizes"), configuration())
-    built = {FP16, FP32, ENGINE, FIXED_ENGINE, MODULE}
+    built = {FP16, FP32, ENGINE, FIXED_ENGINE, RECIPE}
     for step in project.schedule.steps:
         of_variant = step.stage in {"build", "validate"} and step.subject in built
         if step.stage in {"source", "data", "export", "rounding"} or of_variant:
@@ -171,11 +171,12 @@ def test_a_file_of_several_profiles_is_judged_at_the_sizes_of_all_together(tmp_p
         assert f"relative L2 at height {height}, width {width} in batches of 1" in judged
 
 
-def test_a_module_for_several_sizes_is_skipped(project: Project) -> None:
-    """Torch-TensorRT compiles for one size of images here, and the record says so."""
-    entry = entry_of(project, MODULE)
+def test_a_recipe_for_several_sizes_is_skipped(project: Project) -> None:
+    """torch_compile builds for each shape that comes, and the record says what to take instead."""
+    entry = entry_of(project, RECIPE)
     assert entry.status is Status.SKIPPED
-    assert "made for samples of one size" in entry.reason
+    assert "builds an engine for each shape of a batch" in entry.reason
+    assert "Take the saved modules (dynamo)" in entry.reason
 
 
 def test_an_onnx_file_takes_every_size_in_the_range(project: Project, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ class Sized(Detector):
         """Return boxes (batch, cells, 4) in pixels, and logits (batch, cells, 2)."""
         features = self.body(image)
         raw = self.boxes(features).flatten(2).transpose(1, 2).sigmoid()
-        corners = CELL * self.places(features.shape[2], features.shape[3]).to(raw.dtype)
+        corners = CELL * self.places(features.shape[2], features.shape[3]).to(raw)
         boxes = torch.cat([corners + CELL * raw[..., :2], 4 + 32 * raw[..., 2:]], dim=-1)
         return boxes, self.scores(features).flatten(2).transpose(1, 2)
 

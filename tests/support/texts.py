@@ -42,8 +42,8 @@ class Texts(nn.Module):
         return features
 
     def numbers(self, length: int) -> torch.Tensor:
-        """Return the positions of a text's tokens."""
-        return torch.arange(length)
+        """Return the positions of a text's tokens, on the network's device."""
+        return torch.arange(length, device=self.words.weight.device)
 
     def share(self, mask: torch.Tensor) -> torch.Tensor:
         """Return the share of places with a token: (batch, 1)."""

@@ -18,10 +18,14 @@ import torch
 
 from model_artifacts.records import Backend, BatchRange, Precision, Record, Setting
 from model_artifacts.sessions import torch_tensorrt_runtime
-from model_artifacts.sessions.torch_model import make_model, ready_to_compile
+from model_artifacts.sessions.factory_call import LogitsOf
+from model_artifacts.sessions.torch_model import Typed, TypedInputs, make_model, ready_to_compile
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.settings import TorchTensorRTConfig
-from tests.support.hosts import module_request
+from pipeline.records import tensor_spec
+from tests.support.hosts import IMAGES_OF_SIZES, TEXTS_OF_LENGTHS, module_request
+from tests.support.sized_segmenters import Sampled
+from tests.support.texts import Tags
 from tests.support.untraced import trace_less, untraced
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 PROFILES = {"fixed": BatchRange(min=2, opt=2, max=2), "range": BatchRange(min=1, opt=2, max=4)}
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+SIZED = ("maps", "tags")
+"""Networks of several heights and widths, and of several lengths of two inputs."""
 ALL_ON = TorchTensorRTConfig(min_block_size=1, optimization_level=1, require_full_compilation=True)
 
 
@@ -84,6 +90,23 @@ def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
     return Case(segments=count, stayed=stayed_in(made.module), settings=made.settings)
 
 
+def of_sizes(library: Any, folder: Path, kind: str) -> Case:
+    """Compile a network for several sizes ahead of time, and trace the result once more, as the library saves it."""
+    own = LogitsOf(Sampled(), "out") if kind == "maps" else Tags()
+    model = (Typed if kind == "maps" else TypedInputs)(own, torch.float16).eval()
+    inputs = IMAGES_OF_SIZES if kind == "maps" else TEXTS_OF_LENGTHS
+    axes = inputs[0].ranges
+    profile = BatchRange(min=1, opt=2, max=4, axes=axes)
+    request = module_request(folder, profile=profile, settings=ALL_ON, inputs=inputs)
+    made = torch_tensorrt_builder.compile_ahead(library, model, request)
+    examples = torch_tensorrt_builder.examples_of(request, torch.device("cpu"))
+    program = torch.export.export(made.module, examples, dynamic_shapes=torch_tensorrt_builder.dims_of(request))
+    ranges = {(int(item.lower), int(item.upper)) for item in program.range_constraints.values()}
+    assert ranges == {(1, 4), *((axis.min, axis.max) for axis in axes)}
+    count = engines_of(made.module)
+    return Case(segments=count, stayed=stayed_in(made.module), settings=made.settings, inputs=len(inputs))
+
+
 def in_time(library: Any, folder: Path, precision: Precision) -> Case:
     """Compile just in time without engines: the parts for engines run in torch."""
     request = module_request(folder, backend=Backend.TORCH_COMPILE, precision=precision, settings=ALL_ON)
@@ -124,8 +147,9 @@ def main() -> None:
                 request = module_request(folder, precision=precision, profile=profile, settings=ALL_ON)
                 cases[f"tiny {precision.value} {label}"] = ahead(library, request, "tests.support.tiny_model:make")
             cases[f"in time {precision.value}"] = in_time(library, folder, precision)
+        cases |= {f"{kind} of sizes": of_sizes(library, folder, kind) for kind in SIZED}
         request = module_request(folder, profile=PROFILES["range"], settings=ALL_ON)
-        large = dataclasses.replace(request, input_shape=(3, 224, 224))
+        large = dataclasses.replace(request, inputs=(tensor_spec("image", (3, 224, 224)),))
         cases["resnet18 fp16 range"] = ahead(library, large, "torchvision.models:resnet18")
     known = tuple(sorted(torch_tensorrt_builder.known_settings(library)))
     report = Report(version=library.__version__, known=known, cases=cases)

@@ -141,8 +141,12 @@ class Library(ModuleType):
     def _compile(
         self, program: torch.export.ExportedProgram, *, arg_inputs: list[Input], device: str, **kwargs: Any
     ) -> Any:
-        del arg_inputs, device
-        return self._made(program.module(), 1, kwargs)
+        del device
+        body = program.module(check_guards=False)
+        for node in [node for node in body.graph.nodes if "_assert_" in str(node.target)]:
+            body.graph.erase_node(node)  # as the library drops a trace's checks
+        body.recompile()
+        return self._made(body, len(arg_inputs), kwargs)
 
     def _backend(self, graph: fx.GraphModule, inputs: list[torch.Tensor], *, options: dict[str, Any]) -> Any:
         return self._made(graph, len(inputs), options)
@@ -168,12 +172,21 @@ class Library(ModuleType):
         graph.output(result)
         return fx.GraphModule(root, graph)
 
-    def save(self, compiled: fx.GraphModule, path: str, *, output_format: str, arg_inputs: list[Input]) -> None:
+    def save(
+        self,
+        compiled: fx.GraphModule,
+        path: str,
+        *,
+        output_format: str,
+        arg_inputs: list[Input] | list[torch.Tensor],
+        dynamic_shapes: tuple[dict[int, Any], ...] | None = None,
+    ) -> None:
         """Write a compiled module as torch writes one."""
         self.saved_as.append(output_format)
-        (given,) = arg_inputs
-        program = torch.export.export(compiled, (given.example(),), dynamic_shapes=given.dynamic_shapes)
-        torch.export.save(program, path)
+        given = tuple(item.example() if isinstance(item, Input) else item for item in arg_inputs)
+        if dynamic_shapes is None and isinstance(arg_inputs[0], Input):
+            dynamic_shapes = arg_inputs[0].dynamic_shapes
+        torch.export.save(torch.export.export(compiled, given, dynamic_shapes=dynamic_shapes), path)
 
 
 def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

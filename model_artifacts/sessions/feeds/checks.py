@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_artifacts.errors import RunError, listed
+from model_artifacts.sessions.feeds.batches import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from model_artifacts.records import BatchRange, TensorSpec
 
@@ -20,11 +21,6 @@ Shapes = tuple[tuple[int, ...], ...]
 def shapes_of(arrays: Sequence[Any]) -> Shapes:
     """Return the shape of each array."""
     return tuple(tuple(array.shape) for array in arrays)
-
-
-def sample_of(spec: TensorSpec) -> tuple[int, ...]:
-    """Return the shape of a sample of an input whose axes are fixed, but for the batch."""
-    return tuple(int(size) for size in spec.shape[1:])
 
 
 def shape_of(spec: TensorSpec, batch: int, end: str) -> tuple[int, ...]:
@@ -73,6 +69,39 @@ def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Seque
         )
 
 
+def require_for_module(
+    name: str, inputs: Sequence[TensorSpec], takes: BatchRange | None, feed: Mapping[str, Any]
+) -> None:
+    """Check the array of each input of a torch module, and that all have as many samples.
+
+    Args:
+        name: the module's name in messages.
+        inputs: the module's inputs.
+        takes: the batch sizes that it takes; None for any.
+        feed: the array of each input by its name.
+
+    Raises:
+        RunError: a type, a shape, an order of the memory or the number of samples is another one.
+    """
+    arrays = [feed[spec.name] for spec in inputs]
+    counts = {array.shape[:1] for array in arrays}
+    size = sum(min(counts))  # of an array without axes 0
+    fits = len(counts) == 1 and all(
+        array.dtype == np.dtype(spec.dtype) and spec.takes_sample(tuple(array.shape[1:])) and array.flags.c_contiguous
+        for spec, array in zip(inputs, arrays, strict=True)
+    )
+    if fits and (takes.takes(size) if takes else size):
+        return
+    batches = f"{takes.min} to {takes.max}" if takes else "batch"
+    strided = [array.strides for array in arrays if not array.flags.c_contiguous]
+    got = shown(feed if len(inputs) > 1 else arrays[0])
+    raise RunError(
+        f"{name} takes other batches",
+        expected=f"{'; '.join(_described(inputs, batches))}, contiguous",
+        got=f"{got}{f' with strides {strided[0]}' if strided else ''}",
+    )
+
+
 def require_usable(*, ended: bool, prepared: bool = True) -> None:
     """Check that a session has its buffers still, and a prepared batch.
 
@@ -92,12 +121,15 @@ def require_usable(*, ended: bool, prepared: bool = True) -> None:
 def refusal(inputs: Sequence[TensorSpec], takes: BatchRange, got: str) -> RunError:
     """Return the error of a batch that an engine does not take."""
     batches = str(takes.min) if takes.is_fixed else f"{takes.min} to {takes.max}"
-    expected = [f"{spec.dtype} ({', '.join((batches, *spec.sample_words))}), contiguous" for spec in inputs]
-    if len(inputs) > 1:
-        expected = [f"{spec.name}: {text}" for spec, text in zip(inputs, expected, strict=True)]
     return RunError(
         "the engine takes other batches",
-        expected="; ".join(expected),
+        expected="; ".join(f"{text}, contiguous" for text in _described(inputs, batches)),
         got=got,
         fix="split or pad the batch, cast it, or build a profile for it (`profiles` in pipeline.yaml)",
     )
+
+
+def _described(inputs: Sequence[TensorSpec], batches: str) -> list[str]:
+    """Return the type and the shape of each input, of several with its name: `float32 (1 to 4, 3, 32, 32)`."""
+    found = [f"{spec.dtype} ({', '.join((batches, *spec.sample_words))})" for spec in inputs]
+    return [f"{spec.name}: {text}" for spec, text in zip(inputs, found, strict=True)] if len(inputs) > 1 else found

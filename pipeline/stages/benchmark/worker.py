@@ -29,7 +29,7 @@ from pipeline.stages.benchmark.messages import Ask, AskLink, NoLink, Ready, Samp
 from pipeline.stages.benchmark.statistics import settled
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import ending_of
-from pipeline.stages.common.samples import images_of
+from pipeline.stages.common.samples import images_of, layouts_of
 from pipeline.system.processes import live_with
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _serve_module(connection: Connection, project: Project, artifact: Artifact, 
         tuning_seconds = seconds if tuned_here(artifact) else None
         ready = Ready(ColdStart(seconds=seconds, cached_seconds=None), used, tuning_seconds=tuning_seconds)
         connection.send(ready)
-        layouts = artifact.variant.backend.layouts
+        layouts = layouts_of(project, artifact.variant)
         _answer(
             connection,
             project,

@@ -18,13 +18,16 @@ from model_artifacts.host.files import keeping, replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.records import Backend, EngineFlavour, ModuleContents, Recipe, Setting, Variant
 from model_artifacts.sessions import torch_tensorrt_runtime
+from model_artifacts.sessions.feeds.checks import shape_of as shape_at
 from model_artifacts.sessions.torch_model import ready_to_compile
 from model_artifacts.tensorrt.flavour import weight_warnings
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
+from pipeline.stages.build.sizes import inputs_with_ranges, outputs_with_axes, require_every_way
 from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.probe import inputs_of, shape_of
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from model_artifacts.records import Gpu, Key
+    from model_artifacts.records import Gpu, Key, TensorSpec
     from pipeline.planning.project import Project
 
 
@@ -44,6 +47,8 @@ class _Compiled(NamedTuple):
 
     contents: ModuleContents
     settings: tuple[Setting, ...]
+    outputs: tuple[TensorSpec, ...] = ()
+    """The module's outputs, with the names of the axes that follow its inputs."""
 
 
 def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
@@ -80,7 +85,6 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
         seconds = time.perf_counter() - began
         if variant.backend is Backend.TORCH_COMPILE:
             temporary.write_text(recipe_of(project, variant, made.settings).to_json(), encoding="utf-8")
-    source = project.source()
     return Artifact(
         key=key,
         built_at=now(),
@@ -89,8 +93,8 @@ def make_module(project: Project, variant: Variant, key: Key) -> Artifact:
         outcome=Outcome.DONE,
         file=describe_file(path, project.paths.root),
         log=describe_file(project.paths.build_log(variant), project.paths.root),
-        inputs=source.inputs,
-        outputs=source.outputs,
+        inputs=inputs_with_ranges(project, variant),
+        outputs=made.outputs,
         settings=made.settings,
         module=made.contents,
         build_seconds=round(seconds, 3),
@@ -107,7 +111,7 @@ def request_of(project: Project, variant: Variant, gpu: Gpu) -> ModuleRequest:
         backend=variant.backend,
         precision=variant.precision,
         profile=variant.profile,
-        input_shape=source.pictures.input_shape,
+        inputs=inputs_with_ranges(project, variant),
         workspace_bytes=variant.workspace.bytes,
         gpu=gpu,
         settings=settings,
@@ -150,7 +154,11 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled
     if request.engine_cache is not None:
         with storage_errors(f"writing {request.engine_cache}"):
             request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    model = ready_to_compile(restore_model(project), variant.precision, request.input_shape)
+    network = restore_model(project)
+    outputs = outputs_with_axes(project, network, request)
+    if request.has_axes:
+        require_every_way(project, request)
+    model = ready_to_compile(network, variant.precision, shape_of(inputs_of(project)))
     module = model.to(torch_tensorrt_runtime.device_of(gpu))
     with _own_timings(request) as own:
         made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(
@@ -163,7 +171,7 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled
             got=f"all of it stayed in PyTorch: {', '.join(made.contents.torch_operators) or 'no operators at all'}",
             fix="lower `torch_tensorrt.min_block_size` in pipeline.yaml",
         )
-    return made
+    return made._replace(outputs=outputs)
 
 
 @contextmanager
@@ -209,7 +217,8 @@ def _compile_for(module: nn.Module, size: int, request: ModuleRequest) -> None:
     """Compile a module for a batch size by running one batch."""
     failure = f"Torch-TensorRT cannot compile the model for batches of {size}"
     with torch_tensorrt_builder.compiling(failure, request.workspace_bytes):
-        module(torch.zeros(size, *request.input_shape, device=torch_tensorrt_runtime.device_of(request.gpu)))
+        (image,) = request.inputs
+        module(torch.zeros(shape_at(image, size, "opt"), device=torch_tensorrt_runtime.device_of(request.gpu)))
 
 
 def recipe_of(project: Project, variant: Variant, settings: tuple[Setting, ...]) -> Recipe:

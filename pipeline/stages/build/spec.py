@@ -34,6 +34,12 @@ baked first. Since 5 engines of `torch_compile` hold the weights."""
 ENGINE_VERSION = 1
 """Raise it when TensorRT gets other instructions for the same graph."""
 
+AXES_VERSION = 1
+"""The same for modules with dynamic axes beside the batch. Without it they were skipped."""
+
+TENSORS_VERSION = 1
+"""The same for modules on a GPU of models that take tensors. Without it they were skipped."""
+
 ENDS_VERSION = 1
 """Raise it when the same `io` gives another graph."""
 
@@ -51,6 +57,10 @@ def build_key(project: Project, variant: Variant) -> Key:
             where["compiler"] = VERSION
         if source.named_inputs:  # such models had no module once
             where["inputs"] = [spec.name for spec in source.named_inputs]
+            where |= {"tensors": TENSORS_VERSION} if variant.target != CPU_TARGET else {}
+        if compiled and variant.profile and variant.profile.axes:
+            names = [[item.input, item.axes] for item in project.config.data.axes]
+            where["axes"] = [AXES_VERSION, names]
         return make_key(
             variant=variant.id,
             model=source.key.digest,

@@ -9,7 +9,7 @@ from model_artifacts.host.environment import installed, missing_gpu, now, tools
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.host.terminal import size_phrase
-from model_artifacts.records import CPU_TARGET, Backend, Variant
+from model_artifacts.records import CPU_TARGET, Backend, Layout, Variant
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
 
 _NO_MODULE = "the model is an ONNX file, and PyTorch runs none: this needs a network of torch (`model.factory`)"
-_NO_MODULE_OF_TENSORS = (
-    "the model takes the tensors of `data.tensors`, and torch modules of such a model were not tried on a GPU: it has "
-    "engines and ONNX files there"
+_NO_RECIPE_OF_TENSORS = (
+    "the model takes the tensors of `data.tensors`, and a recipe of torch_compile describes images alone: take the "
+    "saved modules (dynamo), the engines or the ONNX files"
 )
+_NO_LAYOUT_OF_TENSORS = "the model takes the tensors of `data.tensors`, and only images lie in channels_last"
 
-_ONE_SIZE = "Torch-TensorRT's modules are made for samples of one size, and this profile takes several"
+_NO_RECIPE_OF_SIZES = (
+    "torch_compile builds an engine for each shape of a batch when it first comes, and this profile takes samples of "
+    "several sizes: a call in a deployment would build for seconds, and no gate could have judged the engine. Take the "
+    "saved modules (dynamo) or the engines, or give it profiles of the batch alone (`torch_tensorrt.profiles`)"
+)
 
 _PLAIN_ALONE = (
     "graphs with dynamic axes beside the batch take normalised float32 images and give the network's own outputs"
@@ -86,10 +91,13 @@ def _require_module(project: Project, variant: Variant) -> None:
         raise UnsupportedError(_NO_MODULE)
     if not variant.io.is_plain:
         raise UnsupportedError(_OWN_ENDS)
-    if variant.target != CPU_TARGET and source.named_inputs:
-        raise UnsupportedError(_NO_MODULE_OF_TENSORS)
-    if variant.profile and variant.profile.axes:
-        raise UnsupportedError(_ONE_SIZE)
+    in_time = variant.backend is Backend.TORCH_COMPILE
+    if in_time and source.named_inputs:
+        raise UnsupportedError(_NO_RECIPE_OF_TENSORS)
+    if variant.layout is Layout.CHANNELS_LAST and source.named_inputs:
+        raise UnsupportedError(_NO_LAYOUT_OF_TENSORS)
+    if in_time and variant.profile and variant.profile.axes:
+        raise UnsupportedError(_NO_RECIPE_OF_SIZES)
 
 
 def _require_gpu(project: Project, variant: Variant) -> None:

@@ -123,7 +123,7 @@ def file_on(project: Project, artifact: Artifact, gpu: Gpu | None) -> ArtifactFi
     if variant.backend.is_module:
         source = project.source()
         module = ModuleFacts(
-            artifact.module, source.factory, source.inputs, project.paths.root, source.arguments, source.output_names
+            artifact.module, source.factory, artifact.inputs, project.paths.root, source.arguments, source.output_names
         )
     provider = None
     if variant.backend is Backend.ONNXRUNTIME_TENSORRT:

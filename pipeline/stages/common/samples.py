@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.records import ImageInput
+from model_artifacts.records import ImageInput, Layout
 from model_artifacts.sessions.feeds.batches import filled, from_fields
 from model_artifacts.sessions.preprocessing import to_feed
 
@@ -47,3 +47,8 @@ def loader_of(project: Project, file: FileRecord, kind: ImageInput = ImageInput.
 def images_of(project: Project, batch: int, variant: Variant) -> Batch:
     """Return validation samples as a variant takes them, repeated if there are too few."""
     return filled(loader_of(project, project.data().validation, variant.io.input)(0, batch), batch)
+
+
+def layouts_of(project: Project, variant: Variant) -> tuple[Layout, ...]:
+    """Return the memory layouts of samples to run a variant with: other inputs than images have one."""
+    return (Layout.CONTIGUOUS,) if project.source().named_inputs else variant.backend.layouts

@@ -2,80 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING
 
 from model_artifacts.errors import CrashedError, ExportError, RunError
-from model_artifacts.sessions.arithmetic import call, relative_l2, strict_fp32, tensors, torch_batch
 from model_artifacts.sessions.feeds.batches import rows_of_batch
-from model_artifacts.sessions.module_kinds import untraced
 from model_artifacts.sessions.onnx import stand_in
-from pipeline.stages.common.probe import probe_batch
+from pipeline.stages.common.sizes.expected import require_outputs
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
-    from torch import nn
-
-    from model_artifacts.records import Preprocessing
     from model_artifacts.sessions.feeds.batches import Batch
-    from model_artifacts.sessions.feeds.samples import Samples
     from model_artifacts.sessions.onnx import Outputs
-
-    Logits = npt.NDArray[np.float32]
-
-_SIZES = (1, 3)
-"""Batch sizes to compare: one image, and another number than the two that the exporter saw."""
-_LARGEST = 1e-4
-"""The largest relative L2: ten times the floor of the gates' bounds (`pipeline/stages/validate/gates.py`), because a
-probe is a few images. FP32's own rounding is 1e-6 to 2e-6 (its emulation in the stage `rounding`)."""
-
-
-class Expected(NamedTuple):
-    """The logits that a graph must give."""
-
-    images: Batch
-    """A few images, preprocessed: float32 (images, channels, height, width); or samples of the model's own inputs."""
-    outputs: tuple[tuple[Logits, ...], ...]
-    """The network's outputs of the first images, in a batch of each size."""
-    names: tuple[str, ...]
-    """The outputs' names."""
-    cause: str
-    """The likely cause of a difference."""
-    where: str = ""
-    """The size of the images as messages show it; empty for the network's own."""
-    batches: tuple[int, ...] = _SIZES
-    """The sizes of the batches."""
-    fix: str = "let forward compute the same wherever it runs: write hooks and replaced forwards into its class"
-    """Advice about a difference."""
-
-
-def expected_of(
-    model: nn.Module, spec: Preprocessing | Samples, names: tuple[str, ...], batches: tuple[int, ...] = _SIZES
-) -> Expected:
-    """Run the network itself in strict FP32, before it is exported.
-
-    Args:
-        model: the network with its weights, in FP32: not folded and not traced.
-        spec: the preprocessing, or samples of the inputs.
-        names: the names of the outputs.
-        batches: the sizes of the batches.
-    """
-    images = probe_batch(spec, max(batches))
-    with strict_fp32():
-        outputs = tuple(
-            tuple(
-                output.detach().numpy()
-                for output in tensors(call(model, torch_batch(rows_of_batch(images, slice(size)))))
-            )
-            for size in batches
-        )
-    return Expected(images, outputs, names, untraced(model), batches=batches)
+    from pipeline.stages.common.sizes.expected import Expected
 
 
 def require_agreement(file: Path, wanted: Sequence[Expected], rerun: str, floor: float = 0.0) -> None:
@@ -90,30 +31,7 @@ def require_agreement(file: Path, wanted: Sequence[Expected], rerun: str, floor:
     Raises:
         ExportError: ONNX Runtime cannot run the graph, or an output differs; the message names the likely cause.
     """
-    for expected, found in zip(wanted, _run(file, wanted, rerun), strict=True):
-        for size, computed, outputs in zip(expected.batches, found, expected.outputs, strict=True):
-            for name, output in zip(expected.names, outputs, strict=True):
-                _require_same(
-                    computed[name] if isinstance(computed, dict) else computed,
-                    output,
-                    floor,
-                    (f"fp32, in a batch of {size}" + (f", output {name!r}" if len(expected.names) > 1 else "")),
-                    expected,
-                )
-
-
-def _require_same(computed: Logits, output: Logits, floor: float, where: str, expected: Expected) -> None:
-    if (distance := relative_l2(torch.from_numpy(computed), torch.from_numpy(output))) <= _LARGEST:
-        return
-    if computed.shape == output.shape and float(np.sqrt(np.mean((computed - output) ** 2))) <= floor:
-        return
-    raise ExportError(
-        "the ONNX graph computes something else than the network",
-        where=where + expected.where,
-        expected=f"the logits of PyTorch in FP32, within {_LARGEST:g} (relative L2)",
-        got=f"{distance:.2g}; {expected.cause}",
-        fix=expected.fix,
-    )
+    require_outputs(wanted, _run(file, wanted, rerun), "the ONNX graph", floor)
 
 
 def _run(file: Path, wanted: Sequence[Expected], rerun: str) -> list[tuple[Outputs, ...]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import string
 import traceback
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,8 +23,9 @@ from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torc
 from model_artifacts.sessions.feeds.samples import Samples
 from pipeline.adapters import onnx_graph, onnx_rewrites
 from pipeline.adapters.onnx_graph import reason_of
-from pipeline.stages.export.axes import NO_AXES, Axes, dims_of, require_free_axes, require_named_axes
-from pipeline.stages.export.conditions import Conditions, conditions_of, noting_branches
+from pipeline.stages.common.sizes.axes import INPUT, NO_AXES, Axes, dims_of, require_free_axes
+from pipeline.stages.common.sizes.conditions import Conditions, conditions_of, noting_branches, quiet
+from pipeline.stages.export.axes import require_named_axes
 from pipeline.stages.export.translations import TRANSLATIONS
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.arithmetic import Result
     from model_artifacts.sessions.torch_model import Typed
 
-INPUT, OUTPUTS = "image", ("logits",)
-"""Names of the graph's input, and of the outputs of a classifier."""
+OUTPUTS = ("logits",)
+"""The names of the outputs of a classifier."""
 
 _EXPORTER_OPSET = 18
 """Oldest opset that torch's exporter writes; older ones are converted from it."""
@@ -107,7 +106,7 @@ def to_onnx(
     with noting_branches() as asked:
         program = _trace(model, inputs, max(opset, _EXPORTER_OPSET), outputs, axes)
     _require_one_way(program)
-    require_free_axes(program, axes)
+    require_free_axes(program.exported_program, axes)
     conditions = conditions_of(program.exported_program, axes, asked)
     batch_norms = optimize(program.model, folds_batch_norms=model.dtype is torch.float32)
     _use_small_letters(program.model)
@@ -262,14 +261,6 @@ def _promoting_weights() -> Iterator[None]:
             return result
 
     with mock.patch.object(type_promotion, "_OpTraceDispatchMode", Tracing):
-        yield
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the deprecations inside torch and onnxscript, which are of no use to users."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
         yield
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from model_artifacts.records import TensorSpec
     from pipeline.records import SourceRecord
-    from pipeline.stages.export.agreement import Expected
+    from pipeline.stages.common.sizes.expected import Expected
 
 log = logging.getLogger(__name__)
 

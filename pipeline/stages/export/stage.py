@@ -27,16 +27,19 @@ from pipeline.records import OnnxRecord, TensorCast
 from pipeline.stages.common.console import say_casts
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import inputs_at, inputs_of, shape_of, taking
+from pipeline.stages.common.sizes.axes import Axes
+from pipeline.stages.common.sizes.conditions import Conditions
+from pipeline.stages.common.sizes.expected import expected_of
 from pipeline.stages.common.sizes.following import at_each_size, named_axes, require_following
+from pipeline.stages.common.sizes.search import reason_at
+from pipeline.stages.common.sizes.ways import with_reason
 from pipeline.stages.common.tensors.axes import dynamic_inputs, require_axes, what_of
-from pipeline.stages.export.agreement import expected_of, require_agreement
-from pipeline.stages.export.axes import Axes, name_outputs
-from pipeline.stages.export.conditions import Conditions
+from pipeline.stages.export.agreement import require_agreement
+from pipeline.stages.export.axes import name_outputs
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_dynamic, require_same
 from pipeline.stages.export.rewrites import rewritten
-from pipeline.stages.export.search import reason_at
-from pipeline.stages.export.ways import require_every_way, with_reason
+from pipeline.stages.export.ways import require_every_way
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.stages.export.agreement import Expected
+    from pipeline.stages.common.sizes.expected import Expected
 
 OPSETS = {Graph.FP32: 17, Graph.FP16: 17, Graph.BF16: 22}
 """Opset of each graph.

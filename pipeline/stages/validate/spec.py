@@ -114,10 +114,10 @@ def sizes_of(project: Project, variant: Variant) -> tuple[SizedSamples, ...]:
 
     An artifact without a profile takes every size in the ranges of all profiles together. So does a graph that shows
     on a processor what TensorRT's will compute, in int8, fp8 or bf16. A baseline, which serves for comparison of speed,
-    sees the network's own size alone. So does a torch module, which is made for it.
+    sees the network's own size alone. So does a recipe of torch_compile, which is made for it.
     """
     shows_numerics = variant.backend is Backend.ONNX_REFERENCE
-    if variant.backend.is_module or (variant.backend.is_baseline and not shows_numerics):
+    if variant.backend is Backend.TORCH_COMPILE or (variant.backend.is_baseline and not shows_numerics):
         return ()
     wanted = checked_sizes(variant.profile.axes) if variant.profile else project.config.checked_sizes
     return tuple(item for item in project.data().sizes if item.sizes in wanted)

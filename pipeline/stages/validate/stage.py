@@ -26,7 +26,7 @@ from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.opening import gpu_of, open_module, open_runner, open_serialized
 from pipeline.stages.common.outcomes import attempt, unbuilt
 from pipeline.stages.common.rows import load_rows, spans_of
-from pipeline.stages.common.samples import loader_of
+from pipeline.stages.common.samples import layouts_of, loader_of
 from pipeline.stages.validate.batches import (
     Measured,
     batch_sizes_of,
@@ -349,7 +349,7 @@ def _run_module(project: Project, artifact: Artifact) -> Ran:
     channels_last = None
     with open_module(project, artifact) as session:
         outputs = _run_all(session, project, artifact.variant, sizes)
-        if Layout.CHANNELS_LAST in artifact.variant.backend.layouts:
+        if Layout.CHANNELS_LAST in layouts_of(project, artifact.variant):
             run = partial(session, layout=Layout.CHANNELS_LAST)
             samples = project.data().validation_samples
             images, spans = loader_of(project, project.data().validation), spans_of(project.source())

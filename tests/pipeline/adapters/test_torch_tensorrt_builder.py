@@ -12,17 +12,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.errors import BuildError, UnsupportedError
-from model_artifacts.records import Backend, BatchRange, Precision, Setting, Tool
+from model_artifacts.records import AxisRange, Backend, BatchRange, Precision, Setting, Tool
+from model_artifacts.sessions.factory_call import LogitsOf
+from model_artifacts.sessions.torch_model import Typed, TypedInputs
 from model_artifacts.sessions.torch_tensorrt_runtime import arguments_of, load
 from pipeline.adapters import torch_tensorrt_builder
-from pipeline.adapters.torch_tensorrt_builder import compile_ahead, known_settings, options_of, save
+from pipeline.adapters.torch_tensorrt_builder import (
+    compile_ahead,
+    dims_of,
+    examples_of,
+    known_settings,
+    options_of,
+    save,
+)
 from pipeline.config.settings import TorchTensorRTConfig
 from tests.support.factories import Branches
-from tests.support.hosts import module_request
+from tests.support.hosts import IMAGES_OF_SIZES, TEXTS_OF_LENGTHS, module_request
+from tests.support.sized_segmenters import Sampled
+from tests.support.texts import Tags
 from tests.support.torch_tensorrt_stub import Library, network
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import nn
+
+    from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 
 
 ALL = frozenset(
@@ -199,3 +214,66 @@ def test_format_that_a_version_cannot_load_is_not_made(
     said = pytest.raises(UnsupportedError, match="crashes every process that loads it") if refused else nullcontext()
     with said:
         torch_tensorrt_builder.check_format(backend, Tool(name=name, version=version))
+
+
+def test_a_trace_has_the_sizes_that_it_is_tuned_for(tmp_path: Path) -> None:
+    """Torch-TensorRT tunes for them. An axis that is best at its smallest size is traced at its largest."""
+    small = AxisRange(name="width", min=24, opt=24, max=64)
+    (image,) = IMAGES_OF_SIZES
+    inputs = (image.model_copy(update={"ranges": (image.ranges[0], small)}),)
+    request = module_request(tmp_path, profile=BatchRange(min=1, opt=2, max=4), inputs=inputs)
+    (example,) = examples_of(request, torch.device("cpu"))
+    assert example.shape == (4, 3, 32, 64)
+    assert [tensor.dtype for tensor in examples_of(texts_request(tmp_path), torch.device("cpu"))] == [
+        torch.int64,
+        torch.float32,
+    ]
+
+
+def texts_request(folder: Path) -> ModuleRequest:
+    """Return the request of a module of texts of several lengths."""
+    return module_request(folder, profile=BatchRange(min=1, opt=2, max=4), inputs=TEXTS_OF_LENGTHS)
+
+
+def test_inputs_of_one_length_share_its_dimension(tmp_path: Path) -> None:
+    """The library's own dimensions would let a module take inputs of two lengths."""
+    first, second = dims_of(texts_request(tmp_path)) or ({}, {})
+    assert first == second
+    assert [(dim.__name__, dim.min, dim.max) for dim in first.values()] == [("batch", 1, 4), ("sequence", 4, 24)]
+
+
+@pytest.mark.parametrize("kind", ["maps", "tags"])
+def test_a_module_of_several_sizes_is_saved_with_them(tmp_path: Path, kind: str) -> None:
+    """Once loaded, it gives the model's outputs at each size, and torch itself refuses others."""
+    library = Library()
+    profile = BatchRange(min=1, opt=2, max=4)
+    inputs = IMAGES_OF_SIZES if kind == "maps" else TEXTS_OF_LENGTHS
+    model = Typed(LogitsOf(Sampled(), "out"), torch.float32) if kind == "maps" else TypedInputs(Tags(), torch.float32)
+    request = module_request(tmp_path, profile=profile, inputs=inputs, precision=Precision.FP32)
+    save(library, compile_ahead(library, model.eval(), request).module, request, tmp_path / "model.pt2")
+    loaded = load(library, Backend.DYNAMO, tmp_path / "model.pt2", None)
+
+    def batch(count: int, *sizes: int) -> tuple[torch.Tensor, ...]:
+        if kind == "maps":
+            return (torch.rand(count, 3, *sizes),)
+        return torch.randint(1, 9, (count, *sizes)), torch.ones(count, *sizes)
+
+    for sizes in ((24, 24), (33, 41), (48, 64)) if kind == "maps" else ((4,), (13,), (24,)):
+        given = batch(3, *sizes)
+        assert torch.allclose(loaded(*given), model(*given), atol=1e-5)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        loaded(*batch(3, *((49, 24) if kind == "maps" else (25,))))
+
+
+def test_a_version_that_saves_no_dimensions_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not tell that two inputs have one length; nothing is compiled for it."""
+    library = Library()
+
+    def save_as(compiled: nn.Module, path: str, *, output_format: str, arg_inputs: list[object]) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(library, "save", save_as)
+    with pytest.raises(UnsupportedError, match="cannot save modules of several sizes or inputs"):
+        compile_ahead(library, network(), texts_request(tmp_path))
+    assert library.seen == []
+    assert compile_ahead(library, network(), module_request(tmp_path)).settings

@@ -117,7 +117,8 @@ def test_what_a_version_lacks_is_recorded(
 def test_saving_takes_what_it_is_given(sources: Callable[[Wheel], Sources], wheel: Wheel) -> None:
     """`save` has the keywords that the adapter uses, and knows both formats."""
     found = sources(wheel)
-    assert {"module", "file_path", "output_format", "arg_inputs"} <= found.parameters("_compile.py", "save")
+    used = {"module", "file_path", "output_format", "arg_inputs", "dynamic_shapes"}
+    assert used <= found.parameters("_compile.py", "save")
     text = ast.unparse(found.function("_compile.py", "save"))
     assert "exported_program" in text
     assert "aot_inductor" in text

@@ -10,11 +10,12 @@ import pytest
 
 from model_artifacts.host.environment import installed_torch_tensorrt
 from pipeline.adapters.torch_tensorrt_builder import times_tactics
-from tests.support.torch_tensorrt_dry_run import PRECISIONS, PROFILES, Report
+from tests.support.torch_tensorrt_dry_run import PRECISIONS, PROFILES, SIZED, Report
 
 REPOSITORY = Path(__file__).parents[3]
 AHEAD = [f"tiny {precision.value} {label}" for precision in PRECISIONS for label in PROFILES]
 IN_TIME = [f"in time {precision.value}" for precision in PRECISIONS]
+OF_SIZES = [f"{kind} of sizes" for kind in SIZED]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_the_library_that_is_installed_can_be_imported(report: Report) -> None:
     assert report.version == installed_torch_tensorrt().version
 
 
-@pytest.mark.parametrize("name", [*AHEAD, *IN_TIME, "resnet18 fp16 range"])
+@pytest.mark.parametrize("name", [*AHEAD, *IN_TIME, *OF_SIZES, "resnet18 fp16 range"])
 def test_all_of_the_model_is_one_engine(report: Report, name: str) -> None:
     """Every precision and profile, ahead of time and just in time, leaves nothing to PyTorch."""
     assert (report.cases[name].segments, report.cases[name].stayed) == (1, ())
@@ -60,4 +61,4 @@ def test_what_runs_just_in_time_is_the_model(report: Report, name: str) -> None:
 
 def test_every_case_is_judged(report: Report) -> None:
     """Every driven case is in one of the lists of these tests."""
-    assert set(report.cases) == {*AHEAD, *IN_TIME, "resnet18 fp16 range"}
+    assert set(report.cases) == {*AHEAD, *IN_TIME, *OF_SIZES, "resnet18 fp16 range"}

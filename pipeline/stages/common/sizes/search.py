@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from model_artifacts.errors import ExportError
-from pipeline.stages.export.conditions import BATCH
+from pipeline.stages.common.sizes.conditions import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from model_artifacts.records import AxisRange
     from pipeline.config.axes import Sizes
-    from pipeline.stages.export.conditions import Condition
+    from pipeline.stages.common.sizes.conditions import Condition
 
 MOST_WAYS = 16
 """The most ways through forward that are followed. Each takes a trace, of seconds for a large network."""
@@ -45,17 +45,21 @@ class Trial(NamedTuple):
 
 
 class Ranges(NamedTuple):
-    """The sizes that a graph must take."""
+    """The sizes that a graph or a module must take."""
 
     axes: tuple[AxisRange, ...]
     """Those of the dynamic axes beside the batch."""
     batch: int
-    """The largest batch of the configuration."""
+    """The largest batch: of the configuration, or of the module."""
+    smallest: int | None = None
+    """The smallest batch of a module, which takes no batches above `batch`. None for a graph, which takes any."""
 
     def of(self, names: frozenset[str]) -> dict[str, range]:
         """Return the sizes of some axes, the batch first, so that small batches come first."""
-        most = max(_ANY_BATCH if names == {BATCH} else LARGEST_BATCH, self.batch)
-        found = {BATCH: range(1, most + 1)} if BATCH in names else {}
+        batches = range(1, max(_ANY_BATCH if names == {BATCH} else LARGEST_BATCH, self.batch) + 1)
+        if self.smallest is not None:
+            batches = range(self.smallest, self.batch + 1)
+        found = {BATCH: batches} if BATCH in names else {}
         return found | {axis.name: range(axis.min, axis.max + 1) for axis in self.axes if axis.name in names}
 
 
@@ -100,7 +104,7 @@ class _Grid:
 
     def _places_of(self, batch: int) -> int:
         """Return the number of combinations with a batch of at most this size: the batch is the first axis."""
-        return batch * math.prod(self.shape[1:])
+        return max(0, batch + 1 - self.ranges[BATCH].start) * math.prod(self.shape[1:])
 
     def at(self, place: int) -> Sizes:
         """Return the sizes at a place in ascending order."""

@@ -13,8 +13,8 @@ from torch.utils._sympy.functions import RoundDecimal
 
 from model_artifacts.errors import ExportError
 from model_artifacts.records import AxisRange
-from pipeline.stages.export.conditions import Condition
-from pipeline.stages.export.search import LARGEST_BATCH, Ranges, drawn_sizes, other_ways, where_broken
+from pipeline.stages.common.sizes.conditions import Condition
+from pipeline.stages.common.sizes.search import LARGEST_BATCH, Ranges, drawn_sizes, other_ways, where_broken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,9 +5,11 @@ torch's exporter to ONNX drops them: its graph has one way through forward, and 
 
 from __future__ import annotations
 
+import io
 import linecache
 import sys
-from contextlib import ExitStack, contextmanager
+import warnings
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
-    from pipeline.stages.export.axes import Axes
+    from pipeline.stages.common.sizes.axes import Axes
 
 BATCH = "batch"
 """The name of the batch axis; configurations cannot take it for another one."""
@@ -196,6 +198,14 @@ class Asked(NamedTuple):
     """The line of the network's code."""
     shapes: object
     """torch's record of the trace's sizes, by which several tries are told apart."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the deprecations inside torch and onnxscript, which are of no use to users."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

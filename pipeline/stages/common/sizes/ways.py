@@ -1,0 +1,175 @@
+"""A network wherever it may go another way through forward than a trace of it: its outputs, and its conditions.
+
+torch traces one way. What is made of a trace is compared with the network at the sizes of all other ways.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model_artifacts.errors import ExportError, one_line, out_of_memory
+from model_artifacts.sessions.arithmetic import tensors, torch_batch
+from model_artifacts.sessions.torch_model import Typed, TypedInputs
+from pipeline.config.axes import shown_sizes
+from pipeline.stages.common.model import restore_model
+from pipeline.stages.common.probe import inputs_at, probe_batch, taking
+from pipeline.stages.common.sizes.axes import INPUT, dims_of
+from pipeline.stages.common.sizes.conditions import BATCH, conditions_of, noting_branches, quiet
+from pipeline.stages.common.sizes.expected import expected_of
+from pipeline.stages.common.sizes.search import LARGEST_BATCH, Trial, drawn_sizes, other_ways, where_broken
+from pipeline.stages.common.tensors.axes import what_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+    from pipeline.config.axes import Sizes
+    from pipeline.planning.project import Project
+    from pipeline.stages.common.sizes.axes import Axes
+    from pipeline.stages.common.sizes.conditions import Condition, Conditions
+    from pipeline.stages.common.sizes.expected import Expected
+    from pipeline.stages.common.sizes.search import Ranges
+
+_SAMPLES = 2
+"""The batch at other sizes, of a graph."""
+_BYTES = 2**27
+"""The outputs to hold at once, in bytes."""
+_FIX = (
+    "take the branch on the size out of forward, or narrow the range in `profiles` so that the network goes one way; a "
+    "batch size other than the configuration's own counts, too, since an ONNX file takes any"
+)
+
+
+class Restored:
+    """The network in FP32 as it was before its export, restored when it is first needed."""
+
+    def __init__(self, project: Project, axes: Axes, samples: int = _SAMPLES, fix: str = _FIX) -> None:
+        """Name the network.
+
+        Args:
+            project: the source stage must have run.
+            axes: the dynamic axes beside the batch.
+            samples: the batch at sizes that name none.
+            fix: advice about a difference on another way.
+        """
+        self.project = project
+        self.axes = axes
+        self._samples = samples
+        self._fix = fix
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with its weights, in FP32: not folded and not traced."""
+        return restore_model(self.project)
+
+    def expected(self, trial: Trial) -> Expected:
+        """Run the network at some sizes.
+
+        Raises:
+            ExportError: it takes no such samples, or more than are compared.
+        """
+        sizes, batch = self._apart(trial.sizes)
+        if batch > LARGEST_BATCH:
+            raise ExportError(
+                "what the network computes may depend on the batch size",
+                where=trial.reason,
+                expected=f"the same way through forward for a batch of any size, or another one in batches of at most "
+                f"{LARGEST_BATCH}, in which it is compared",
+                got=f"another one for a batch of {batch}",
+                fix=self._fix,
+            )
+        names = tuple(spec.name for spec in self.project.source().outputs)
+        with taking(what_of(self.project), trial.sizes, ExportError):
+            found = expected_of(self.model, inputs_at(self.project, sizes), names, (batch,))
+        where = f", {shown_sizes(sizes)}" if sizes else ""
+        return with_reason(found._replace(where=where), trial.reason, self._fix)
+
+    def follow(self, point: Sizes) -> tuple[Condition, ...]:
+        """Trace the network at some sizes, and return the conditions of its own code.
+
+        Raises:
+            ExportError: it takes no samples of these sizes, or torch cannot trace it there.
+        """
+        sizes, batch = self._apart(point)
+        with taking(what_of(self.project), point, ExportError):
+            expected_of(self.model, inputs_at(self.project, sizes), (), (batch,))
+        several = len(self.project.source().inputs) > 1
+        typed = (TypedInputs if several else Typed)(self.model, torch.float32).eval()
+        given = tensors(torch_batch(probe_batch(inputs_at(self.project, sizes), batch)))
+        auto: Any = torch.export.Dim.AUTO
+        dims = tuple(
+            {place: auto(min=dim.min, max=dim.max) for place, dim in more.items()} | {0: auto(min=1)}
+            for more in dims_of(self.axes, len(given))
+        )
+        try:
+            return self._conditions(typed, given, {"inputs": dims} if several else {INPUT: dims[0]})
+        except Exception as exc:  # torch.export raises almost any type
+            raise out_of_memory(exc) or ExportError(
+                "the network goes a way through forward that torch cannot trace",
+                where=shown_sizes(point),
+                expected="the same way at each size, or others that torch.export can trace",
+                got=one_line(exc),
+                fix=self._fix,
+            ) from exc
+
+    def _apart(self, sizes: Sizes) -> tuple[Sizes, int]:
+        """Return the sizes of the axes beside the batch, and the batch."""
+        return tuple(item for item in sizes if item[0] != BATCH), dict(sizes).get(BATCH, self._samples)
+
+    def _conditions(self, typed: Typed, given: tuple[torch.Tensor, ...], dims: dict[str, Any]) -> tuple[Condition, ...]:
+        """Trace the network as torch's exporter to ONNX does: by running it, else by its bytecode."""
+        export = partial(torch.export.export, prefer_deferred_runtime_asserts_over_guards=True)
+        with quiet(), noting_branches() as asked:
+            try:
+                return conditions_of(export(typed, given, dynamic_shapes=dims, strict=False), self.axes, asked).ways
+            except Exception as exc:
+                if out_of_memory(exc):
+                    raise
+            found = conditions_of(export(typed, given, dynamic_shapes=dims, strict=True), self.axes, asked)
+            return (*found.ways, *found.checks)  # a trace of bytecode asks in torch's own code alone
+
+
+def with_reason(expected: Expected, reason: str, fix: str = _FIX) -> Expected:
+    """Return expected outputs whose difference is told by a condition that does not hold; unchanged for none."""
+    return expected._replace(cause=f"another way through forward: {reason}", fix=fix) if reason else expected
+
+
+def trials_of(conditions: Conditions, restored: Restored, ranges: Ranges, known: Sequence[Sizes]) -> list[Trial]:
+    """Return the sizes to compare at, each once.
+
+    Where the network's own code has asked for nothing, the network itself is traced: torch.fx, which folds batch-norms,
+    may have gone another way than it, and a trace of bytecode tells nothing of the network's code.
+
+    Args:
+        conditions: those of the trace.
+        restored: the network.
+        ranges: the sizes that what is made of the trace must take.
+        known: sizes that are compared in any case, which are left out.
+
+    Raises:
+        ExportError: there are too many ways or sizes, or the network cannot be traced at some.
+    """
+    follow = restored.follow
+    asked = any(item.line for item in conditions.ways)
+    found = list(other_ways(conditions.ways if asked else follow(()), ranges, follow))
+    found += [Trial(sizes, str(item)) for item in conditions.checks for sizes in where_broken(item, ranges)]
+    found += [Trial(sizes, "") for sizes in drawn_sizes(ranges.axes)]
+    others = {frozenset(sizes) for sizes in known}
+    first = {frozenset(trial.sizes): trial for trial in reversed(found)}
+    return [trial for trial in found if first[frozenset(trial.sizes)] is trial and frozenset(trial.sizes) not in others]
+
+
+def in_groups(wanted: Iterator[Expected]) -> Iterator[list[Expected]]:
+    """Yield expected outputs in groups of bounded memory."""
+    group: list[Expected] = []
+    for expected in wanted:
+        group.append(expected)
+        if sum(output.nbytes for item in group for outputs in item.outputs for output in outputs) > _BYTES:
+            yield group
+            group = []
+    if group:
+        yield group

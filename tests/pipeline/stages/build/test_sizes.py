@@ -1,0 +1,137 @@
+"""A module of several sizes is refused whose network goes another way through forward at some size, and only then."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_artifacts.errors import BuildError
+from model_artifacts.records import Backend, Precision
+from pipeline.planning.plan import Plan
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.stages.build.module import request_of
+from pipeline.stages.build.sizes import outputs_with_axes, require_every_way
+from pipeline.stages.common.model import restore_model
+from pipeline.stages.source.stage import make_source
+from tests.support import branching, texts
+from tests.support.hosts import H100, host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
+
+LINE = r"the module's trace computes something else.*in a batch of {batch}{sizes}\n.*forward: branching.py:"
+
+
+def requested(file: Path) -> tuple[Project, ModuleRequest]:
+    """Return a project with its source on a host with an H100, and the request of its FP16 module of several sizes."""
+    found = Project.load(file, STAGES)
+    make_source(found)
+    project = Project(Plan(found.config, host(H100)), found.paths, STAGES)
+    wanted = (Backend.DYNAMO, Precision.FP16)
+    variant = next(
+        item
+        for item in project.plan.variants
+        if (item.backend, item.precision) == wanted and item.profile and item.profile.axes
+    )
+    return project, request_of(project, variant, H100)
+
+
+PART = r"the model does not take every size in its ranges\n.*height 16 to 32, width 16 to 30.*{says}"
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ("OneHeight", LINE.format(batch=2, sizes=", height 20")),
+        ("OddWidth", LINE.format(batch=2, sizes=", height 25, width 23")),
+        ("Tall", PART.format(says="<= 26")),
+        ("Square", PART.format(says="must always be equal")),
+        ("Upright", LINE.format(batch=2, sizes=", height 32, width 30")),
+        ("Pixels", LINE.format(batch="[2-4]", sizes=", height 20, width 30")),
+        ("Listed", LINE.format(batch=2, sizes=", height 18, width 19")),
+        ("Nested", LINE.format(batch=2, sizes=", height 20, width 21")),
+        ("NestedChoice", LINE.format(batch=2, sizes=", height 20, width 21")),
+        ("NestedHalf", LINE.format(batch=2, sizes=", height 20, width 21")),
+        ("NestedTruth", LINE.format(batch=2, sizes=", height 20, width 21")),
+        ("Counted", PART.format(says="24 <= ")),
+        ("CountedBatch", PART.format(says="[Bb]atch")),
+        ("Mapped", "too many ways through forward"),
+        ("Stops", r"takes no images of height 17\n.*an even height, please"),
+        ("Crowded", r"too many ways.*branching.py:.*at most 16 ways.*another one for height 32"),
+    ],
+    ids=lambda value: value if value.isalpha() else "message",
+)
+def test_another_way_at_some_size_is_refused(write_config: Callable[[str], Path], network: str, says: str) -> None:
+    """The message has the size and the line of code, as for an ONNX file."""
+    project, request = requested(write_config(branching.configuration(network)))
+    with pytest.raises(BuildError, match=f"(?s){says}"):
+        require_every_way(project, request)
+
+
+@pytest.mark.parametrize(
+    "network", ["Branching", "Sound", "Chosen", "Conditional", "Resized", "OneBatch", "LargeBatch"]
+)
+def test_a_network_that_computes_the_same_at_each_size_is_taken(
+    write_config: Callable[[str], Path], network: str
+) -> None:
+    """Other ways in batches of 9 and 500 count for no module that takes 4 at most; an ONNX file takes any."""
+    project, request = requested(write_config(branching.configuration(network)))
+    require_every_way(project, request)
+
+
+def test_a_batch_of_the_profile_counts(write_config: Callable[[str], Path]) -> None:
+    """A module that takes batches of 9 is refused for another way there."""
+    text = branching.configuration("OneBatch").replace(f"max: {branching.BATCH}}}", "max: 12}")
+    project, request = requested(write_config(text))
+    with pytest.raises(BuildError, match=f"(?s){LINE.format(batch=9, sizes='')}"):
+        require_every_way(project, request)
+
+
+@pytest.mark.parametrize("batch", ["1", "8", "{min: 3, opt: 4, max: 5}"], ids=["one", "fixed", "range"])
+@pytest.mark.parametrize(("network", "refused"), [("Resized", False), ("OneHeight", True)])
+def test_the_batches_are_those_of_the_profile(
+    write_config: Callable[[str], Path],
+    batch: str,
+    network: str,
+    refused: bool,  # noqa: FBT001 - pytest passes it by name
+) -> None:
+    """A trace of one batch runs no other one, and is compared in it."""
+    text = re.sub(r"batch: \{.*?\}", f"batch: {batch}", branching.configuration(network))
+    project, request = requested(write_config(text))
+    with pytest.raises(BuildError, match="height 20") if refused else nullcontext():
+        require_every_way(project, request)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ("Texts", ""),
+        ("Windows", ""),
+        ("OneOther", r"computes something else.*in a batch of 2, sequence 20\n.*texts.py:\d+: .*length != LONGEST - 4"),
+        ("Counted", "does not take every size.*sequence 4 to 24"),
+    ],
+    ids=["sound", "windows", "one length", "a number"],
+)
+def test_texts_are_looked_at_by_their_length(tmp_path: Path, network: str, says: str) -> None:
+    """Both inputs share it."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(texts.configuration(texts.write_texts(tmp_path), network))
+    project, request = requested(file)
+    with pytest.raises(BuildError, match=f"(?s){says}") if says else nullcontext():
+        require_every_way(project, request)
+
+
+def test_outputs_that_follow_as_no_task_allows_are_refused(tmp_path: Path) -> None:
+    """Vectors of two lengths have no common space."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(texts.configuration(texts.write_texts(tmp_path), "Wide"))
+    project, request = requested(file)
+    with pytest.raises(BuildError, match="gives other outputs for samples of sequence 4"):
+        outputs_with_axes(project, restore_model(project), request)
