@@ -205,7 +205,9 @@ def _link(base: Project, root: Path, choices: tuple[Choice, ...]) -> None:
             links[folder / name] = there
             continue
         (folder / name).mkdir(exist_ok=True)
-        files = [file for file in sorted(there.iterdir()) if not _is_of(own, file.name)] if there.is_dir() else []
+        shared = {base.paths.proposal(graph) for graph in Graph}  # of the FP32 graph, which no choice changes
+        found = sorted(there.iterdir()) if there.is_dir() else []
+        files = [file for file in found if file in shared or not _is_of(own, file.name)]
         links |= {folder / name / file.name: file for file in files}
     for link, target in links.items():
         if not link.is_symlink() and not link.exists():
