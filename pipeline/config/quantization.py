@@ -1,4 +1,4 @@
-"""The section `quantization`: the ranges of activations in int8 and fp8 graphs, and the groups with Q/DQ pairs."""
+"""The section `quantization`: ranges of activations in int8 and fp8 graphs, and the places of Q/DQ pairs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ class RangeMethod(str, Enum):
     """The range whose eight-bit histogram diverges least from the values'."""
     MSE = "mse"
     """The range with the least squared error of the quantised values."""
+
+
+class Placement(str, Enum):
+    """The proposer of the places of Q/DQ pairs in TensorRT's int8 and fp8 graphs."""
+
+    AUTO = "auto"
+    """This project: in front of what TensorRT's kernels fuse."""
+    MODEL_OPTIMIZER = "model_optimizer"
+    """NVIDIA's Model Optimizer, by the records that `doit propose` has made."""
 
 
 class RangeRule(Record):
@@ -94,6 +103,8 @@ class QuantizationConfig(Record):
     calibration: Annotated[RangeRule, BeforeValidator(parse_rule)] = RangeRule()
     """The rule for the ranges of activations."""
 
+    placement: Placement = Placement.AUTO
+    """The proposer of the places of Q/DQ pairs in TensorRT's graphs. Ranges, weights and biases are ours with both."""
     first: _End = None
     """Q/DQ pairs of the first layer. None, written `auto`, leaves it out in fp8 alone."""
     last: _End = None

@@ -157,6 +157,10 @@ class Paths:
         """The record of the layers' sensitivities to quantisation."""
         return self.folder / "onnx" / f"{graph.value}.sensitivity.json"
 
+    def proposal(self, graph: Graph) -> Path:
+        """The record of the places of Q/DQ pairs by Model Optimizer."""
+        return self.folder / "onnx" / f"{graph.value}.proposal.json"
+
     def rounding(self, arithmetic: Arithmetic) -> Path:
         """The record of a precision's own rounding."""
         return self.folder / "rounding" / f"{arithmetic.name}.json"

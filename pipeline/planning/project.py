@@ -45,6 +45,7 @@ from pipeline.records import (
     LayerProfile,
     LoadReport,
     OnnxRecord,
+    Proposal,
     ReportRecord,
     Rounding,
     Sensitivity,
@@ -226,6 +227,11 @@ class Project:
         """Return the record of the layers' sensitivities to quantisation."""
         subject = f"{self.plan.model}/{graph.value}"
         return self._read(self.paths.sensitivity(graph), Sensitivity, "sensitivity", subject)
+
+    def proposal(self, graph: Graph) -> Proposal:
+        """Return the record of the places of Q/DQ pairs by Model Optimizer, for int8 or fp8."""
+        subject = f"{self.plan.model}/{graph.value}"
+        return self._read(self.paths.proposal(graph), Proposal, "propose", subject)
 
     def layers(self, variant: Variant) -> LayerProfile:
         """Return the record of a variant's profile."""

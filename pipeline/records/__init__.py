@@ -8,6 +8,7 @@ from pipeline.records.farm import FarmHost, FarmNode, FarmRecord
 from pipeline.records.graph import OnnxRecord, TensorCast
 from pipeline.records.on_demand.load import LoadReport, LoadRun
 from pipeline.records.on_demand.profile import HotFunction, LayerProfile, LayerTime
+from pipeline.records.on_demand.proposal import PlacedPair, Proposal
 from pipeline.records.on_demand.sensitivity import LayerSensitivity, Sensitivity
 from pipeline.records.outcome import Outcome
 from pipeline.records.report import ReportRecord
@@ -39,6 +40,8 @@ __all__ = [
     "OutputRounding",
     "PicturesReport",
     "PixelDistance",
+    "PlacedPair",
+    "Proposal",
     "Range",
     "ReadFile",
     "ReportRecord",

@@ -11,6 +11,7 @@ from pipeline.stages.load.spec import SPEC as LOAD
 from pipeline.stages.manifest.spec import SPEC as MANIFEST
 from pipeline.stages.pictures.spec import SPEC as PICTURES
 from pipeline.stages.profile.spec import SPEC as PROFILE
+from pipeline.stages.propose.spec import SPEC as PROPOSE
 from pipeline.stages.quantize.spec import SPEC as QUANTIZE
 from pipeline.stages.report.spec import SPEC as REPORT
 from pipeline.stages.rounding.spec import SPEC as ROUNDING
@@ -32,6 +33,7 @@ STAGES = (
     LOAD,
     PROFILE,
     SENSITIVITY,
+    PROPOSE,
     PICTURES,
 )
 

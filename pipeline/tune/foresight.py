@@ -5,14 +5,18 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import ArtifactError
+from model_artifacts.errors import ArtifactError, shortened
 from model_artifacts.records import Backend
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.adapters.trials.refusals import build_routes, refusals
+from pipeline.config.quantization import Placement
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import QUANTIZED_PRECISIONS
+from pipeline.planning.plan import QDQ
+from pipeline.planning.steps import Step
 from pipeline.system.isolation import run_isolated
-from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES, REWRITE_CHOICES
+from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES, PROPOSED, REWRITE_CHOICES
+from pipeline.tune.trials import Waits, ensure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from pipeline.planning.plan import Plan
     from pipeline.planning.project import Project
     from pipeline.tune.records import Choice
+
+
+_REASON = 200
+"""The most characters of what Model Optimizer printed that the screen repeats."""
 
 
 class Library(NamedTuple):
@@ -82,14 +90,35 @@ def foresight_of(project: Project) -> Foresight:
     if graphs or engines:
         from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - onnx is slow
 
+        own = project.config.quantization.placement is Placement.AUTO
         model = fp32_of(project)
-        pairs, rewrites = idle_pairs(model, graphs), idle_rewrites(model)
+        pairs = {**(idle_pairs(model, graphs) if own else {}), **_unproposed(project, graphs)}
+        rewrites = idle_rewrites(model)
     targets = {plan.engine_target(item).flavour: item.target for item in engines}
     libraries = {
         flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
         for flavour, target in targets.items()
     }
     return Foresight(plan, pairs, libraries, rewrites)
+
+
+def _unproposed(project: Project, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
+    """Have Model Optimizer propose its places as far as that is stale; return the graphs without, with the reasons."""
+    if is_own(project.config, PROPOSED):
+        return {}
+    reasons = {graph: _proposed(project, graph) for graph in sorted(QDQ & {*graphs}, key=lambda item: item.value)}
+    return {(graph, PROPOSED): reason for graph, reason in reasons.items() if reason}
+
+
+def _proposed(project: Project, graph: Graph) -> str:
+    """Return the reason why Model Optimizer proposes nothing for a graph; empty if it has proposed places."""
+    try:
+        ensure(project, Step("propose", f"{project.plan.model}/{graph.value}"), Waits())
+    except ArtifactError as exc:
+        there = project.paths.proposal(graph)
+        stale = f"{there.name} is stale; " if there.is_file() else ""
+        return f"{stale}{exc.what}{': ' if exc.got else ''}{shortened(exc.got, _REASON)}"
+    return ""
 
 
 def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:

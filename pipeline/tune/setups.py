@@ -37,6 +37,8 @@ _SHARED = ("source", "data")
 _BY_GRAPH = ("onnx", "rounding")
 """Folders with files of each graph: those of quantised graphs depend on the layers that are left and on the pairs."""
 _LEFT, _QUANTIZATION, _REWRITES = "leave_unquantized.", "quantization.", "rewrites."
+_ALL = ("",)
+"""The first words of all files."""
 
 
 class Place(NamedTuple):
@@ -205,7 +207,10 @@ def _link(base: Project, root: Path, choices: tuple[Choice, ...]) -> None:
             links[folder / name] = there
             continue
         (folder / name).mkdir(exist_ok=True)
-        files = [file for file in sorted(there.iterdir()) if not file.name.startswith(own)] if there.is_dir() else []
+        # Proposals are of the FP32 graph, which rewrites alone change.
+        shared = () if own == _ALL else tuple(base.paths.proposal(graph) for graph in Graph)
+        found = sorted(there.iterdir()) if there.is_dir() else []
+        files = [file for file in found if file in shared or not file.name.startswith(own)]
         links |= {folder / name / file.name: file for file in files}
     for link, target in links.items():
         if not link.is_symlink() and not link.exists():
@@ -222,7 +227,7 @@ def _own_graphs(choices: tuple[Choice, ...], folder: str, *, of_file: bool) -> t
     """
     rewrites = any(item.setting.startswith(_REWRITES) for item in choices)
     if rewrites and (of_file or folder == "onnx"):
-        return ("",)
+        return _ALL
     if rewrites or any(item.setting.startswith(_QUANTIZATION) for item in choices):
         return tuple(graph.value for graph in Graph if graph.precision in QUANTIZED_PRECISIONS)
     leaves = any(item.setting.startswith(_LEFT) for item in choices)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import CPU_TARGET, Backend, EngineFlavour, Graph, Precision
+from pipeline.planning.plan import QDQ
 from pipeline.tune.records import Choice, Point
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ _PAIRS = (
 """The groups of Q/DQ pairs that int8 could be without, or have more."""
 _FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's value
 """The choice of fp8, which has none at its ends by itself."""
+_PROPOSED = option("quantization.placement", "model_optimizer")
+PROPOSED = _PROPOSED.choice
+"""The choice of Model Optimizer's places for Q/DQ pairs, of TensorRT's graphs."""
 PAIR_CHOICES = tuple(item.choice for item in (*_PAIRS, _FP8_FIRST))
 """The choices of groups, of all graphs."""
 
@@ -249,11 +253,13 @@ def _options(plan: Plan, variant: Variant, routes: Collection[str]) -> tuple[Opt
 
 
 def _pairs(variant: Variant) -> tuple[Option, ...]:
-    """Return the choices of groups of Q/DQ pairs: those that the graph could be without, or have more."""
+    """Return the choices of Q/DQ pairs: of their proposer, and of groups that are left out or added."""
     if variant.graph not in _MIXED:
         return ()
+    proposed = (_PROPOSED,) if variant.graph in QDQ else ()
     fp8, ends = variant.graph is Graph.FP8, _FP8_FIRST.choice.setting
-    return tuple(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
+    groups = (_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
+    return (*proposed, *groups)
 
 
 def is_of_pairs(choice: Choice) -> bool:

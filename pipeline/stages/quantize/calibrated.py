@@ -26,13 +26,16 @@ class Calibrated(NamedTuple):
     """FP32 initialisers by name."""
     means: Means
     """Mean inputs of the convolutions."""
+    is_proposed: bool = False
+    """True if the pairs stand where they were proposed, of use to kernels or not."""
 
     def leaving(self, names: Collection[str]) -> onnx.ModelProto:
         """Return the graph with the named nodes in floating point, and those that quantising is of no more use for.
 
         The biases of the others are corrected, as `make_quantized` corrects them.
         """
-        return self._corrected(leave_idle(leave(self.model, self.weights, names), self.weights))
+        left = leave(self.model, self.weights, names)
+        return self._corrected(left if self.is_proposed else leave_idle(left, self.weights))
 
     def quantizing(self, name: str) -> onnx.ModelProto:
         """Return the graph with all nodes but the named one in floating point, and its bias corrected."""

@@ -15,11 +15,13 @@ from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPE
 from pipeline.stages.quantize.rules import rule_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     import onnx
 
     from model_artifacts.records import Graph
+    from pipeline.records import PlacedPair
 
 AUTO = QuantizationConfig()
 """The settings of a graph without any of the configuration."""
@@ -77,6 +79,44 @@ def quantizer_settings(graph: Graph, model: onnx.ModelProto, settings: Quantizat
             **percentile,
         },
     }
+
+
+def proposed_settings(
+    graph: Graph, model: onnx.ModelProto, settings: QuantizationConfig, pairs: Collection[PlacedPair]
+) -> dict[str, Any]:
+    """Return the quantiser's keyword arguments for pairs that were proposed: its own but for the places.
+
+    It then puts a pair on each input of these nodes, and in front of all readers of a tensor. `keep_pairs` takes away
+    those that were not proposed.
+    """
+    kinds, names = sorted({pair.kind for pair in pairs}), {pair.node for pair in pairs}
+    found = quantizer_settings(graph, model, settings)
+    options = {
+        **found["extra_options"],
+        "OpTypesToExcludeOutputQuantization": kinds,
+        "ForceQuantizeNoInputCheck": True,  # pools and reshapes have pairs of their own
+    }
+    excluded = [node.name for node in model.graph.node if node.name not in names]
+    return {**found, "op_types_to_quantize": kinds, "nodes_to_exclude": excluded, "extra_options": options}
+
+
+def left_by_proposal(
+    graph: Graph, model: onnx.ModelProto, settings: QuantizationConfig, pairs: Collection[PlacedPair]
+) -> tuple[str, ...]:
+    """Return the names of the layers without proposed pairs; not those that have none by this project's own places.
+
+    Args:
+        graph: the quantised graph.
+        model: the FP32 graph.
+        settings: those of the configuration.
+        pairs: the proposed pairs; empty for this project's own places.
+    """
+    if not pairs:
+        return ()
+    known = {*(pair.node for pair in pairs), *outer_layers(model, graph, settings)}
+    return tuple(
+        node.name for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS and node.name not in known
+    )
 
 
 def _without_pairs(model: onnx.ModelProto, graph: Graph, settings: QuantizationConfig) -> list[str]:

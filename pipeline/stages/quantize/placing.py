@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from model_artifacts.errors import QuantizeError
-from model_artifacts.records import Precision
-from pipeline.config.quantization import RangeMethod
+from model_artifacts.records import Graph, Precision
+from pipeline.config.quantization import Placement, RangeMethod
+from pipeline.planning.steps import Step
+from pipeline.records import PlacedPair
 from pipeline.stages.quantize.calibration import TAKES_RANGES, Calibration, Reader, kept_ranges
 from pipeline.stages.quantize.groups import left_by, members
 from pipeline.stages.quantize.histograms import range_of
-from pipeline.stages.quantize.placement import AUTO, quantizer_settings, without_fp8_kernels
-from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS
+from pipeline.stages.quantize.placement import AUTO, proposed_settings, quantizer_settings, without_fp8_kernels
+from pipeline.stages.quantize.rewriting import QUANTIZED_OPERATORS, quantized_inputs
 from pipeline.stages.quantize.rules import PERCENTILE, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from typing import Any
 
     import onnx
 
-    from model_artifacts.records import Graph
     from pipeline.config.quantization import QuantizationConfig, RangeRule
+    from pipeline.planning.project import Project
     from pipeline.stages.quantize.calibration import Images, Kept, Ranges
 
 _FITTED = {RangeMethod.ENTROPY, RangeMethod.MSE}
@@ -40,6 +42,54 @@ def takes(rule: RangeRule) -> bool:
     return TAKES_RANGES or rule.method not in _FITTED
 
 
+def proposed_pairs(
+    project: Project, graph: Graph, fp32: onnx.ModelProto, settings: QuantizationConfig
+) -> tuple[PlacedPair, ...]:
+    """Return the pairs of TensorRT's graph that Model Optimizer has proposed, and those of groups that are added.
+
+    Args:
+        project: the project, whose `propose` stage must have run if the settings ask for its pairs.
+        graph: the graph to make.
+        fp32: the FP32 graph.
+        settings: those of the configuration.
+
+    Returns:
+        the pairs; none if the graph has this project's own places.
+
+    Raises:
+        QuantizeError: the proposal is of another FP32 graph.
+        RecordError: there is no proposal, or its record is damaged.
+    """
+    if graph.for_x86 or settings.placement is Placement.AUTO:
+        return ()
+    base = Graph(graph.precision.value)
+    record = project.proposal(base)
+    known, digest = {node.name: node for node in fp32.graph.node}, project.onnx(Graph.FP32).structure_sha256
+    strange = [pair.node for pair in record.pairs if not _is_of(pair, known.get(pair.node))]
+    if record.structure_sha256 != digest or strange:
+        raise QuantizeError(
+            "the proposal of Model Optimizer is of another FP32 graph",
+            where=str(project.paths.proposal(base)),
+            expected=f"pairs of the graph with the structure {digest[:12]}…",
+            got=f"{record.structure_sha256[:12]}…{f', with a node {strange[0]}' if strange else ''}",
+            fix=f"run `{project.command(Step('propose', f'{project.plan.model}/{base.value}'))}`",
+        )
+    nodes = [known[name] for group, placed in settings.placed.items() if placed for name in members(fp32, group)]
+    added = [
+        PlacedPair(node=node.name, kind=node.op_type, input=place, tensor=name)
+        for node in nodes
+        for place, name in enumerate(node.input[:2])
+    ]
+    return tuple(dict.fromkeys((*record.pairs, *added)))
+
+
+def _is_of(pair: PlacedPair, node: onnx.NodeProto | None) -> bool:
+    """Return whether a node of the FP32 graph reads a pair's tensor at its place."""
+    return (
+        node is not None and node.op_type == pair.kind and [*node.input][pair.input : pair.input + 1] == [pair.tensor]
+    )
+
+
 def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
     images: Images,
     graph: Graph,
@@ -49,6 +99,7 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
     kept: Kept | None = None,
     *,
     settings: QuantizationConfig = AUTO,
+    pairs: Collection[PlacedPair] = (),
 ) -> None:
     """Write the FP32 graph with calibrated Q/DQ pairs.
 
@@ -60,12 +111,13 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
         left: nodes of x86's graph that stay in FP32.
         kept: the ranges of these images that other graphs have left, or will take; None for neither.
         settings: those of the configuration.
+        pairs: the pairs of TensorRT's graph that were proposed; empty for this project's own places.
 
     Raises:
         QuantizeError: the installed ONNX Runtime cannot take ranges by this rule; or the groups that the settings leave
             out are not in the graph, or are all of its layers; or those that they add have no kernels.
     """
-    arguments = quantizer_settings(graph, fp32, settings)
+    arguments = proposed_settings(graph, fp32, settings, pairs) if pairs else quantizer_settings(graph, fp32, settings)
     groups = left_by(settings, fp32)
     # In TensorRT's graph these would read the pairs in front of their neighbours: theirs are taken away afterwards.
     arguments["nodes_to_exclude"] += [*left, *(groups if graph.for_x86 else ())]
@@ -91,6 +143,29 @@ def place_pairs(  # noqa: PLR0913 - a calibration's inputs, and its one result
             quant_format=QuantFormat.QDQ,
             weight_type=QuantType.QInt8,
             **arguments,
+        )
+
+
+def check_placed(model: onnx.ModelProto, pairs: Collection[PlacedPair]) -> None:
+    """Refuse proposed pairs that ONNX Runtime's quantiser has not placed, such as on integers.
+
+    Args:
+        model: the QDQ graph.
+        pairs: the pairs.
+
+    Raises:
+        QuantizeError: some are not there.
+    """
+    found = quantized_inputs(model)
+    lacking = [pair for pair in pairs if (pair.node, pair.input) not in found]
+    if lacking:
+        first = lacking[0]
+        raise QuantizeError(
+            "ONNX Runtime's quantiser does not place the proposed Q/DQ pairs",
+            where=f"input {first.input} of {first.node} ({first.kind})",
+            expected=f"{len(pairs)} pairs",
+            got=f"{len(lacking)} of them are missing",
+            fix="leave `quantization.placement` at auto",
         )
 
 

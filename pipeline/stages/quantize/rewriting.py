@@ -17,7 +17,7 @@ from model_artifacts.records import Precision
 from pipeline.adapters.onnx_graph import replace_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from typing import Any
 
     import numpy.typing as npt
@@ -111,13 +111,43 @@ def leave(model: onnx.ModelProto, weights: Weights, names: Collection[str]) -> o
         weights: the FP32 graph's initialisers, by name.
         names: the names of the nodes; names of Q/DQ nodes are ignored.
     """
+    return _without(model, weights, lambda name, _input: name in names)
+
+
+def keep_pairs(model: onnx.ModelProto, weights: Weights, kept: Collection[tuple[str, int]]) -> onnx.ModelProto:
+    """Return a copy of a QDQ graph in which some inputs alone read quantised tensors.
+
+    Args:
+        model: a graph with Q/DQ pairs; it is not changed.
+        weights: the FP32 graph's initialisers, by name.
+        kept: these inputs: the name of the node, and the place among its inputs.
+    """
+    return _without(model, weights, lambda name, place: (name, place) not in kept)
+
+
+def quantized_inputs(model: onnx.ModelProto) -> set[tuple[str, int]]:
+    """Return the inputs that read quantised tensors: the name of the node, and the place among its inputs."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    return {
+        (node.name, place)
+        for node in quantized_nodes(model)
+        for place, name in enumerate(node.input)
+        if name in made_by and _is_dequantized(made_by[name])
+    }
+
+
+def _without(model: onnx.ModelProto, weights: Weights, is_plain: Callable[[str, int], bool]) -> onnx.ModelProto:
+    """Return a copy of a QDQ graph in which some inputs of its nodes read unquantised tensors."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = {output: node for node in copy.graph.node for output in node.output}
     tensors = {tensor.name for tensor in copy.graph.initializer}
     for node in copy.graph.node:
-        if node.name in names and node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
-            node.input[:] = [_before(nodes, tensors, weights, name) for name in node.input]
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            node.input[:] = [
+                _before(nodes, tensors, weights, name) if is_plain(node.name, place) else name
+                for place, name in enumerate(node.input)
+            ]
     restored = _read(copy) & weights.keys() - tensors
     copy.graph.initializer.extend(numpy_helper.from_array(weights[name], name) for name in sorted(restored))
     _drop_unread(copy)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from model_artifacts.host.environment import version
 from model_artifacts.records import Graph, Precision
+from pipeline.config.quantization import Placement
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import make_key
 from pipeline.planning.spec import QUANTIZED, StageSpec
@@ -48,6 +50,8 @@ PAIRS_VERSION = 2
 
 2 has FP16 around int8 only if a node is left out that has pairs by itself.
 """
+PLACEMENT_VERSION = 1
+"""Raise it when the same proposed pairs give another graph."""
 SIZES_VERSION = 1
 """Raise it when the same graph of computed sizes gives another quantised graph: that of an ONNX file, or of named axes.
 
@@ -65,6 +69,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **_sizes(project),
         **_ranges(project, graph),
         **_pairs(project),
+        **_proposal(project, graph),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -100,6 +105,16 @@ def _pairs(project: Project) -> dict[str, object]:
     """Return the field of the groups whose Q/DQ pairs the configuration places or leaves out."""
     placed = project.config.quantization.placed
     return {"pairs": {"version": PAIRS_VERSION, **placed}} if placed else {}
+
+
+def _proposal(project: Project, graph: Graph) -> dict[str, object]:
+    """Return the field of places that Model Optimizer has proposed: its version, and the pairs."""
+    if graph.for_x86 or project.config.quantization.placement is Placement.AUTO:
+        return {}
+    record = project.proposal(Graph(graph.precision.value))
+    text = "\n".join(pair.to_json() for pair in record.pairs)
+    pairs = hashlib.sha256(text.encode()).hexdigest()
+    return {"placement": {"version": PLACEMENT_VERSION, "model_optimizer": record.model_optimizer, "pairs": pairs}}
 
 
 def ranges_key(project: Project, graph: Graph) -> Key:

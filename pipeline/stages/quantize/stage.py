@@ -31,12 +31,13 @@ from pipeline.stages.quantize.bias_correction import centre_outputs, correct_bia
 from pipeline.stages.quantize.calibrated import Calibrated
 from pipeline.stages.quantize.calibration import Images, Kept
 from pipeline.stages.quantize.groups import left_by
-from pipeline.stages.quantize.placement import outer_layers, without_fp8_kernels
-from pipeline.stages.quantize.placing import place_pairs
+from pipeline.stages.quantize.placement import left_by_proposal, outer_layers, without_fp8_kernels
+from pipeline.stages.quantize.placing import check_placed, place_pairs, proposed_pairs
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
     QUANTIZED_TYPES,
     carry_skips_in_int8,
+    keep_pairs,
     leave,
     leave_idle,
     leave_outputs,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from pipeline.config.quantization import QuantizationConfig
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
-    from pipeline.records import TensorCast
+    from pipeline.records import PlacedPair, TensorCast
     from pipeline.stages.quantize.bias_correction import Means
 
     Weights = dict[str, npt.NDArray[np.float32]]
@@ -176,8 +177,9 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     """Return the forms of a graph; `scratch` is a file for the quantiser to write to."""
     left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), QUANTIZED_TYPES[graph.precision]
     settings = project.config.quantization
-    groups = left_by(settings, fp32)
-    newly = tuple(name for name in groups if name not in outer_layers(fp32, graph))
+    groups, pairs = left_by(settings, fp32), proposed_pairs(project, graph, fp32, settings)
+    unproposed = left_by_proposal(graph, fp32, settings, pairs)
+    newly = (*(name for name in groups if name not in outer_layers(fp32, graph)), *unproposed)
     if graph.for_x86:
         # Its Q/DQ pairs replace activations, too, so that a node reading in front of a pair would miss its activation.
         kept = {*outer_layers(fp32, graph, settings), *groups}
@@ -185,11 +187,13 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
         _place_apart(project, graph, scratch, left)
         return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)), left=newly)
     means = _place_apart(project, graph, scratch)
-    placed = _placed(graph, scratch, weights, groups)
-    spared = {*groups} & {node.name for node in quantized_nodes(_placed(graph, scratch, weights))} if groups else set()
+    placed = _placed(graph, scratch, weights, groups, pairs)
+    whole = quantized_nodes(_placed(graph, scratch, weights, pairs=pairs)) if groups else ()
+    spared = {*groups} & {node.name for node in whole} or unproposed
     if left:
         _check_left(project, left, quantized_nodes(placed), graph)
-        placed = leave_idle(leave(placed, weights, left), weights)
+        placed = leave(placed, weights, left)
+        placed = placed if pairs else leave_idle(placed, weights)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
         return _Forms(*_to_fp16(correct_biases(put_pairs_on_weights(wide), weights, means)), left=newly)
@@ -260,19 +264,27 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         means = input_means(fp32, images)
         weights = _weights(fp32) if graph.for_x86 else {}
         kept = Kept(ranges_key(project, graph), project.paths.ranges)
-        place_pairs(images, graph, fp32, scratch, left, kept, settings=project.config.quantization)
+        settings = project.config.quantization
+        pairs = proposed_pairs(project, graph, fp32, settings)
+        place_pairs(images, graph, fp32, scratch, left, kept, settings=settings, pairs=pairs)
         if graph.for_x86:
             onnx.save(correct_biases(onnx.load(scratch), weights, means), scratch)
         return means
 
 
-def _placed(graph: Graph, scratch: Path, weights: Weights, left: Collection[str] = ()) -> onnx.ModelProto:
+def _placed(
+    graph: Graph, scratch: Path, weights: Weights, left: Collection[str] = (), pairs: Collection[PlacedPair] = ()
+) -> onnx.ModelProto:
     """Return TensorRT's graph as the quantiser has written it, with the pairs where TensorRT fuses them.
 
-    The nodes in `left` get none.
+    Proposed pairs stand where they were proposed. The nodes in `left` get none.
     """
     placed = onnx.load(scratch)
     leave_outputs(placed)
+    if pairs:
+        placed = keep_pairs(placed, weights, {(pair.node, pair.input) for pair in pairs})
+        check_placed(placed, pairs)
+        return leave(placed, weights, left) if left else placed
     if graph.precision is Precision.INT8:
         carry_skips_in_int8(placed)
     return leave_idle(leave(placed, weights, left) if left else placed, weights)
@@ -298,9 +310,11 @@ def calibrate(project: Project, graph: Graph, images: Images, settings: Quantiza
         weights, means = _weights(fp32), input_means(fp32, images)  # before the quantiser moves the weights out of it
         scratch, settings = Path(folder) / "placed.onnx", settings or project.config.quantization
         groups = left_by(settings, fp32)
-        place_pairs(images, graph, fp32, scratch, settings=settings)
-        placed = onnx_graph.to_opset(_placed(graph, scratch, weights, groups), OPSET)
-        return Calibrated(requantize(placed, weights, QUANTIZED_TYPES[graph.precision]), weights, means)
+        pairs = proposed_pairs(project, graph, fp32, settings)
+        place_pairs(images, graph, fp32, scratch, settings=settings, pairs=pairs)
+        placed = onnx_graph.to_opset(_placed(graph, scratch, weights, groups, pairs), OPSET)
+        kind = QUANTIZED_TYPES[graph.precision]
+        return Calibrated(requantize(placed, weights, kind), weights, means, is_proposed=bool(pairs))
 
 
 def quantized_once(project: Project, graph: Graph, images: Images, settings: QuantizationConfig) -> onnx.ModelProto:

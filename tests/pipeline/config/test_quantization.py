@@ -63,9 +63,10 @@ def test_another_value_is_refused_with_its_place(problems: Problems, value: str,
     [
         ("sums: true", "3:22: quantization.sums: expected auto or false, got true"),
         ("first: 1", "3:23: quantization.first: expected auto, true or false, got 1"),
+        ("placement: theirs", "3:27: quantization.placement: expected 'auto' or 'model_optimizer', got 'theirs'"),
         ("pool: false", "3:16: unknown key 'quantization.pool'; did you mean 'pools'?"),
     ],
-    ids=["never added", "number", "other name"],
+    ids=["never added", "number", "other proposer", "other name"],
 )
 def test_pairs_are_left_out_or_added(problems: Problems, text: str, refusal: str) -> None:
     """Each group is `auto` or `false`; the ends may be `true`."""
@@ -74,7 +75,8 @@ def test_pairs_are_left_out_or_added(problems: Problems, text: str, refusal: str
 
 def test_groups_are_read_back_as_they_are_written() -> None:
     """`auto` is what the graph has by itself."""
-    settings = config_of(quantization={"first": "auto", "last": True, "sums": False}).quantization
+    written = {"first": "auto", "last": True, "sums": False, "placement": "model_optimizer"}
+    settings = config_of(quantization=written).quantization
     assert settings.placed == {"last": True, "sums": False}
     assert QuantizationConfig.model_validate(settings.model_dump(mode="json")) == settings
 

@@ -42,6 +42,8 @@ from pipeline.records import (
     LoadRun,
     OnnxRecord,
     Outcome,
+    PlacedPair,
+    Proposal,
     ReportRecord,
     Sensitivity,
     SourceRecord,
@@ -92,6 +94,14 @@ _WRITTEN: dict[str, Record] = {
         proposed=accuracy(),
         proposed_loss=0.01,
         kept=True,
+    ),
+    "int8.proposal.json": Proposal(
+        key=Key(fields=()),
+        built_at=NOW,
+        graph=Graph.INT8,
+        structure_sha256="0" * 64,
+        model_optimizer="0.47.0",
+        pairs=(PlacedPair(node="conv", kind="Conv", input=0, tensor="image"),),
     ),
     "load.json": LoadReport(
         key=Key(fields=()),

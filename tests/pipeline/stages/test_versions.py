@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -23,6 +24,9 @@ from pipeline.stages import STAGES
 from pipeline.stages.load.stage import load_variant
 from pipeline.stages.pictures.stage import Shown, compare_answers
 from pipeline.stages.profile.stage import profile_variant
+from pipeline.stages.propose.model_optimizer import VARIABLE
+from pipeline.stages.propose.stage import propose
+from tests.support.model_optimizer import interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +47,7 @@ GOLDEN = {
     "load": (2, "a13868c157f94a4a"),
     "profile": (1, "5eaad1cb421bd89b"),
     "sensitivity": (5, "858a4d057ce1c22b"),
+    "propose": (1, "92f690b9f39241fb"),
     "pictures": (1, "aa49e431d3f6f38c"),
 }
 """The version and the digest of the output, by stage."""
@@ -85,7 +90,7 @@ def test_another_output_takes_another_version(stage: str, copied: Path) -> None:
 def _output(project: Project, stage: str) -> Iterator[str]:
     """Yield the output of a stage for the CPU as lines, with everything measured left out."""
     spec = project.schedule.spec(stage)
-    own = {"profile": _profile, "load": _load, "pictures": _checks_of_pictures}
+    own = {"profile": _profile, "load": _load, "pictures": _checks_of_pictures, "propose": _places}
     if stage in own:
         yield from own[stage](project)
         return
@@ -122,6 +127,13 @@ def _load(project: Project) -> list[str]:
     report = load_variant(brief, brief.plan.variant("tiny/cpu-x86_64/onnxruntime-fp32"))
     assert report.load is not None, report.reason
     return [json.dumps(_skeleton(item.model_dump(mode="json")), sort_keys=True) for item in report.load.results]
+
+
+def _places(project: Project) -> list[str]:
+    """Return the places of a stand-in for Model Optimizer."""
+    python = interpreter(project.paths.root.parent / "env")
+    with mock.patch.dict("os.environ", {VARIABLE: str(python)}):
+        return [pair.to_json() for pair in propose(project, Graph.INT8).pairs]
 
 
 def _checks_of_pictures(project: Project) -> Iterator[str]:

@@ -8,15 +8,31 @@ import pytest
 
 from model_artifacts.records import EngineFlavour, Graph, Host
 from pipeline.planning.plan import Plan
-from pipeline.tune.foresight import Foresight, Library, idle_pairs, idle_rewrites, is_own, left_lines, library_of
-from pipeline.tune.records import Choice
-from pipeline.tune.space import BUILDER_CHOICES
+from pipeline.stages.propose.model_optimizer import VARIABLE
+from pipeline.tune.foresight import (
+    Foresight,
+    Library,
+    foresight_of,
+    idle_pairs,
+    idle_rewrites,
+    is_own,
+    left_lines,
+    library_of,
+)
+from pipeline.tune.records import Choice, Point
+from pipeline.tune.setups import Setups
+from pipeline.tune.space import BUILDER_CHOICES, PROPOSED, space_of
+from pipeline.tune.trials import Waits, ensure
+from tests.support.model_optimizer import interpreter
 from tests.support.plans import config_of
 from tests.support.quantized_graphs import residual_graph, short_graph
 from tests.support.searches import LEVEL, STREAMS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from model_artifacts.records import Variant
+    from pipeline.planning.project import Project
 
 PLAN = Plan(config_of(precisions=["fp32", "int8"]), Host())
 
@@ -117,3 +133,33 @@ def test_routes_of_all_libraries_are_choices() -> None:
     """Those that have any."""
     libraries = {EngineFlavour.TENSORRT: Library({}, ("-a=off",)), EngineFlavour.TENSORRT_RTX: Library({})}
     assert Foresight(PLAN, libraries=libraries).routes == ("-a=off",)
+
+
+def test_places_of_model_optimizer_are_proposed_before_the_search(
+    copied_search: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each graph for TensorRT is asked about once; a point with the choice then has a graph of its own."""
+    monkeypatch.setenv(VARIABLE, str(interpreter(tmp_path / "env")))
+    variant = copied_search.plan.variant("tiny/rtx-sm80+/int8-b1-ws16MiB")
+    assert foresight_of(copied_search).refusal(variant, PROPOSED) == ""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))  # what is there is taken
+    assert foresight_of(copied_search).refusal(variant, PROPOSED) == ""
+    project, _ = Setups(copied_search).place(Point(subject=variant.id, choices=(PROPOSED,)))
+    ensure(project, project.plan.graph_step(Graph.INT8), Waits())
+    assert project.onnx(Graph.INT8).canonical_sha256 != copied_search.onnx(Graph.INT8).canonical_sha256
+    assert is_own(project.config, PROPOSED)
+    assert foresight_of(project).refusal(variant, PROPOSED) == "the configuration has it"
+
+
+def test_the_places_are_no_choice_without_model_optimizer(
+    copied_search: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is told, and that a record was there which does not fit."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
+    reason = f"Model Optimizer is not installed: {tmp_path / 'nowhere'} cannot be started: No such file or directory"
+    left = space_of(copied_search.plan, foresight_of(copied_search).refusal).left
+    assert ("quantization.placement: model_optimizer", reason) in left
+    copied_search.paths.proposal(Graph.INT8).write_text("{}")
+    left = space_of(copied_search.plan, foresight_of(copied_search).refusal).left
+    stale = f"int8.proposal.json is stale; {reason}"
+    assert ("quantization.placement: model_optimizer", stale) in left

@@ -10,6 +10,7 @@ import pytest
 from model_artifacts.errors import UsageError
 from model_artifacts.records import Backend, Graph, Precision
 from pipeline.config.loading import load_config
+from pipeline.config.quantization import Placement
 from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
@@ -19,6 +20,7 @@ from pipeline.planning.steps import Step
 from pipeline.stages import STAGES
 from pipeline.tune.records import STREAM_SETTING, Choice, Point, TuneRecord
 from pipeline.tune.setups import Setups, name_of, narrowed, values_of
+from pipeline.tune.space import PROPOSED
 from tests.conftest import TINY
 from tests.support.plans import config_of, engines_of, plan_of
 from tests.support.searches import LEVEL, STREAMS
@@ -142,6 +144,16 @@ def test_rewrites_have_all_graphs_for_themselves(setups: Setups) -> None:
     assert not any(name.startswith("int8") for name in files)
     assert not is_current(project, project.plan.graph_step(Graph.FP32))
     assert (project.paths.folder / "data").is_symlink()
+
+
+def test_proposals_are_shared_by_all_graphs(copied_search: Project) -> None:
+    """They are of the FP32 graph, which no choice changes, although their names begin like those of its results."""
+    proposal = copied_search.paths.proposal(Graph.INT8)
+    proposal.write_text("{}")
+    project = Setups(copied_search).project((PROPOSED,))
+    assert project.config.quantization.placement is Placement.MODEL_OPTIMIZER
+    assert project.paths.proposal(Graph.INT8).resolve() == proposal.resolve()
+    assert not project.paths.onnx_record(Graph.INT8).exists()
 
 
 def test_a_winner_without_quantised_graphs_has_no_settings_of_them() -> None:

@@ -97,14 +97,19 @@ def pairs_of(plan: Plan, name: str, lacking: tuple[str, ...] = ()) -> dict[str, 
 
 
 def test_quantised_points_could_be_without_groups_of_pairs() -> None:
-    """Each group, but what is known to change nothing; fp8 has none at its ends. Layers in FP16 have no such choice."""
+    """Each group, but what is known to change nothing; fp8 has none at its ends. Layers in FP16 have no such choice.
+
+    Model Optimizer proposes for TensorRT's graphs alone.
+    """
     plan = Plan(config_of(precisions=["fp32", "int8", "fp8"]), Host())
     left = dict.fromkeys(("sums", "pools", "concats"), False)
     assert pairs_of(plan, "onnxruntime-int8-cpu") == {"last": True, "first": False, **left}
-    assert pairs_of(plan, "/int8-b1-ws1GiB", ("sums", "pools", "concats")) == {"last": True, "first": False}
+    ends = {"last": True, "first": False}
+    assert pairs_of(plan, "/int8-b1-ws1GiB", ("sums", "pools", "concats", "placement")) == ends
     assert pairs_of(plan, "onnxruntime-fp32") == {}
     gpu = Plan(config_of(precisions=["fp8"]), host(H100, flavours=(TRT10,)))
-    assert pairs_of(gpu, "/fp8-b1-ws1GiB") == {"last": True, "first": True, **left}
+    proposed = {"placement": "model_optimizer"}
+    assert pairs_of(gpu, "/fp8-b1-ws1GiB") == {**proposed, "last": True, "first": True, **left}
     space = space_of(gpu)
     (mixed,) = mixed_of(gpu, space).values()
     assert {item.choice.setting.partition(".")[0] for item in mixed.contender.options} == {"tensorrt", "rewrites"}

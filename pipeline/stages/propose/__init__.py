@@ -1,0 +1,1 @@
+"""The stage `propose`: see `spec.py`."""
