@@ -137,7 +137,11 @@ _FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's 
 """The choice of fp8, which has none at its ends by itself."""
 _PROPOSED = option("quantization.placement", "model_optimizer")
 PROPOSED = _PROPOSED.choice
-"""The choice of Model Optimizer's places for Q/DQ pairs, of TensorRT's graphs."""
+"""The choice of Model Optimizer's places for Q/DQ pairs, of TensorRT's graphs.
+
+It is tried first, a choice: at batch 1 Model Optimizer's own int8 graph was faster than one of three builds of ours
+(docs/performance.md).
+"""
 PAIR_CHOICES = tuple(item.choice for item in (*_PAIRS, _FP8_FIRST))
 """The choices of groups, of all graphs."""
 
@@ -221,7 +225,7 @@ def _contender(plan: Plan, variant: Variant, routes: Collection[str] = ()) -> Co
         kind=variant.backend.value,
         batches=batches,
         prior=_place(plan, variant),
-        options=(*_options(plan, variant, routes), *_pairs(variant)),
+        options=(*_proposed(variant), *_options(plan, variant, routes), *_pairs(variant)),
         traits=_traits(variant),
     )
 
@@ -252,14 +256,17 @@ def _options(plan: Plan, variant: Variant, routes: Collection[str]) -> tuple[Opt
     return (*_ENGINE, *(option("tensorrt.build_route", route) for route in routes), *_REWRITES)
 
 
+def _proposed(variant: Variant) -> tuple[Option, ...]:
+    """Return the choice of another proposer of Q/DQ pairs, which TensorRT's quantised graphs have."""
+    return (_PROPOSED,) if variant.graph in QDQ else ()
+
+
 def _pairs(variant: Variant) -> tuple[Option, ...]:
-    """Return the choices of Q/DQ pairs: of their proposer, and of groups that are left out or added."""
+    """Return the choices of groups of Q/DQ pairs: those that the graph could be without, or have more."""
     if variant.graph not in _MIXED:
         return ()
-    proposed = (_PROPOSED,) if variant.graph in QDQ else ()
     fp8, ends = variant.graph is Graph.FP8, _FP8_FIRST.choice.setting
-    groups = (_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
-    return (*proposed, *groups)
+    return tuple(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
 
 
 def is_of_pairs(choice: Choice) -> bool:
