@@ -244,7 +244,7 @@ class Search:
         return [points[index] for index in range(longest) for points in turns if index < len(points)]
 
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
-        """Return whether a choice can be added to a point: it is not made, not refused, and what it needs is there.
+        """Return True if a choice can be added to a point: it is not made, not refused, and stands beside the others.
 
         Nor has it cost the same variant its gate, or left its graph as it was.
         """
@@ -258,7 +258,8 @@ class Search:
         }
         if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
             return False
-        return item.choice.setting not in {*made, *refused} and (not item.needs or item.needs in made)
+        beside = (not item.needs or item.needs in made) and made.isdisjoint(item.excludes)
+        return beside and item.choice.setting not in {*made, *refused}
 
     def _idle(self, point: Point, trials: Sequence[Trial]) -> set[Choice]:
         """Return the choices that have left the graph of a point as it was, whatever the batch range."""

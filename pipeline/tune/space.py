@@ -26,6 +26,8 @@ class Option(NamedTuple):
     """The duration of a trial with it, as a multiple of one without; a guess, until one was seen."""
     needs: str = ""
     """The setting that must be chosen before; empty if none must."""
+    excludes: tuple[str, ...] = ()
+    """The settings that must not be chosen before."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,14 @@ _RTX = (option("tensorrt.max_aux_streams", 0),)
 """The one of these that TensorRT-RTX applies: the others are tactics, which it does not time."""
 BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})
 """The choices of the builder's settings, of all flavours."""
+_PLACEMENT = "quantization.placement"
 _REWRITES = (
-    option("rewrites.product", "convolution", 1.5),
-    option("rewrites.channels", 4, 1.5),
-    option("rewrites.channels", 8, 1.5),
+    option("rewrites.product", "convolution", 1.5)._replace(excludes=(_PLACEMENT,)),
+    option("rewrites.channels", 4, 1.5)._replace(excludes=(_PLACEMENT,)),
+    option("rewrites.channels", 8, 1.5)._replace(excludes=(_PLACEMENT,)),
 )
-"""Other forms of the graphs that engines are built from; the export is made again."""
+"""Other forms of the graphs that engines are built from; the export is made again. A proposal of places is of the graph
+as it was, and holds for no other."""
 REWRITE_CHOICES = tuple(item.choice for item in _REWRITES)
 """The choices of rewrites."""
 _MODULE = (
@@ -135,7 +139,9 @@ _PAIRS = (
 """The groups of Q/DQ pairs that int8 could be without, or have more."""
 _FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's value
 """The choice of fp8, which has none at its ends by itself."""
-_PROPOSED = option("quantization.placement", "model_optimizer")
+_PROPOSED = option(_PLACEMENT, "model_optimizer")._replace(
+    excludes=tuple({item.setting: None for item in REWRITE_CHOICES})
+)
 PROPOSED = _PROPOSED.choice
 """The choice of Model Optimizer's places for Q/DQ pairs, of TensorRT's graphs.
 

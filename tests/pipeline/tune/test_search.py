@@ -121,6 +121,16 @@ def test_a_choice_waits_for_what_it_needs() -> None:
     assert search_of().next(trials) == tiled.with_choice(LIMIT)
 
 
+@pytest.mark.parametrize("excludes", [(), (TILING.setting,)], ids=["beside each other", "excluded"])
+def test_a_choice_does_not_join_one_that_it_excludes(excludes: tuple[str, ...]) -> None:
+    """It is added to a point with another choice, unless it excludes that."""
+    held = replace(INT8, options=(Option(TILING), Option(STREAMS, excludes=excludes)))
+    tiled = held.point.with_choice(TILING)
+    trials = [trial_of(1, held.point, 1.0), trial_of(2, tiled, 0.9)]
+    found = replace(search_of(), space=Space((held,), BATCHES)).next(trials)
+    assert (found == tiled.with_choice(STREAMS)) is (not excludes)
+
+
 def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
     """One unsupported trial bars the setting with every value."""
     refused = trial_of(3, INT8.point.with_choice(STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
