@@ -32,6 +32,8 @@ from pipeline.system.locks import exclusive
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy.typing as npt
+
     from model_artifacts.records import BatchRange
     from model_artifacts.sessions.engine import Session
     from pipeline.records import Artifact
@@ -75,9 +77,7 @@ def patterns(batches: BatchRange) -> dict[str, list[int]]:
     }
 
 
-def run_calls(
-    session: Session, images: np.ndarray[tuple[int, ...], np.dtype[np.float32]], sizes: Sequence[int]
-) -> float:
+def run_calls(session: Session, images: npt.NDArray[np.generic], sizes: Sequence[int]) -> float:
     """Return the seconds that calls of these sizes take together."""
     began = time.perf_counter()
     for size in sizes:
@@ -99,7 +99,8 @@ def compare(project: Project, artifact: Artifact) -> None:
             print("not timed: it has several inputs")
             return
         batches, (image,) = engine.batches, engine.inputs
-        images = np.random.default_rng(0).random((batches.max, *map(int, image.shape[1:])), np.float32)
+        drawn = np.random.default_rng(0).random((batches.max, *map(int, image.shape[1:])), np.float32)
+        images = (255 * drawn).astype(image.dtype)
         stack.enter_context(patch.object(cuda.Stream, "capture", counted))
         for pattern, sizes in patterns(batches).items():
             seconds: dict[str, list[float]] = {way.name: [] for way in WAYS}

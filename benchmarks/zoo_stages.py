@@ -3,14 +3,14 @@
 python benchmarks/zoo_stages.py ../shared/models/zoo.py               all networks that the results lack; no GPU needed
 python benchmarks/zoo_stages.py ../shared/models/zoo.py --only unet   the networks whose name matches, anew
 python benchmarks/zoo_stages.py ../shared/models/zoo.py --table       write the table to docs/models.md
-python benchmarks/zoo_stages.py ../shared/models/zoo.py --target sm90-h200-trt10.6 --results r.json --section gpu
-                                                                      engines of a GPU's own; with --table another table
+python benchmarks/zoo_stages.py ../shared/models/zoo.py --engines --results r.json --section gpu
+                                                                      engines alone; with --table another table
 
 The file has functions without arguments that return networks, which `model.factory: FILE:NAME` can name. Each gets a
-small project: its own random weights, a few crops of photographs, the smallest settings. Each step is a process of its
-own with a time limit. TensorRT-RTX builds an engine ahead of time, and ONNX Runtime runs the graphs. Where there is a
-GPU, it runs the engine, too, whose target `--target` names. What the networks need beside this project (timm,
-transformers, …) belongs on PYTHONPATH: `pip install --no-deps --target DIR timm …`.
+small project: its own random weights, a few crops of photographs or drawn arrays, the smallest settings. Each step is
+a process of its own with a time limit. TensorRT-RTX builds an engine ahead of time, and ONNX Runtime runs the graphs.
+Where there is a GPU, it runs the engine, too, whose target `--target` names. What the networks need beside this project
+(timm, transformers, …) belongs on PYTHONPATH: `pip install --no-deps --target DIR timm …`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from rich.console import Console
 
 from model_artifacts.host.environment import missing_driver, version
 
 if TYPE_CHECKING:
     import resource
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy.typing as npt
 
 RESULTS = Path("artifacts/zoo_stages.json")
 ROOT = Path(__file__).parents[1]
@@ -56,6 +59,8 @@ class Settings(NamedTuple):
     """Further settings of the model, as YAML."""
     weights: str = ""
     """A factory of the same file, and a file that its state dict is saved in before: `factory > file`."""
+    arrays: tuple[str, ...] = ()
+    """The inputs of a network that takes no images of a folder, of those in `ARRAYS`."""
 
 
 KNOWN = {
@@ -73,21 +78,32 @@ KNOWN = {
     "yolo_flat": Settings("tensors", 320),
     "two_heads_dict": Settings("tensors"),
     "two_heads_tuple": Settings("tensors"),
-    "siamese": Settings("embedding"),
+    "siamese": Settings("embedding", arrays=("left", "right")),
     "regressor": Settings("regression", more="tolerance: 0.1"),
     "regressor_n1": Settings("regression", more="tolerance: 0.1"),
     "multilabel": Settings("multilabel"),
-    "text_encoder": Settings("embedding"),
-    "text_one_input": Settings("embedding"),
+    "text_encoder": Settings("embedding", arrays=("input_ids", "attention_mask")),
+    "text_one_input": Settings("embedding", arrays=("input_ids",)),
     "efficientnet_lite0_plain": Settings(weights="efficientnet_lite0 > efficientnet-lite0.pth"),
 }
 """The networks of the project's zoo that are no plain classifiers."""
 
+SAMPLES, TOKENS = 24, 16
+ARRAYS: dict[str, Callable[[np.random.Generator], npt.NDArray[np.generic]]] = {
+    "left": lambda random: random.normal(size=(SAMPLES, 3, 224, 224)).astype(np.float32),
+    "right": lambda random: random.normal(size=(SAMPLES, 3, 224, 224)).astype(np.float32),
+    "input_ids": lambda random: random.integers(0, 1000, (SAMPLES, TOKENS)),
+    "attention_mask": lambda _: np.ones((SAMPLES, TOKENS), np.int64),
+}
+"""The arrays of an input, drawn anew for each network."""
+
+IMAGES = """preprocessing:
+  {{resize: {settings.size}, crop: {settings.size}, interpolation: bilinear, mean: {mean}, std: {std}}}
+data: {{images: photographs, calibration: 8, validation: 16}}"""
+TENSORS = "data: {tensors: inputs.npz, calibration: 8, validation: 16}"
 CONFIGURATION = """
 model: {{name: {name}, factory: "{module}:{name}", weights: factory, task: {settings.task}{more}}}
-preprocessing:
-  {{resize: {settings.size}, crop: {settings.size}, interpolation: bilinear, mean: {mean}, std: {std}}}
-data: {{images: photographs, calibration: 8, validation: 16}}
+{data}
 precisions: [fp32, fp16, int8]
 profiles: [{{min: 1, opt: 1, max: 4}}]
 workspaces: [1GiB]
@@ -107,6 +123,10 @@ STEPS = {
     "runs int8": ("build {}/cpu-x86_64/onnxruntime-int8", "validate {}/cpu-x86_64/onnxruntime-int8"),
 }
 """The columns of the table, and the steps of each. TARGET is that of the engines."""
+ENGINE_STEPS = {
+    column: STEPS[column] for column in ("source", "data", "export fp32", "export fp16", "engine fp16", ENGINE_RUNS)
+} | {"rounding": ("rounding {}/fp32", "rounding {}/fp16")}
+"""The columns of the engines alone, which a lent GPU host has time for: what they need, and they themselves."""
 
 
 class Step(NamedTuple):
@@ -133,7 +153,13 @@ def prepare(file: Path, name: str, folder: Path, environment: dict[str, str]) ->
     (folder / file.name).write_bytes(file.read_bytes())
     mean, std = [0.5] * settings.channels, [0.25] * settings.channels
     more = f", {settings.more}" if settings.more else ""
-    text = CONFIGURATION.format(name=name, module=file.stem, settings=settings, more=more, mean=mean, std=std)
+    data = TENSORS if settings.arrays else IMAGES.format(settings=settings, mean=mean, std=std)
+    text = CONFIGURATION.format(name=name, module=file.stem, settings=settings, more=more, data=data)
+    if settings.arrays:
+        random = np.random.default_rng(0)
+        np.savez(
+            folder / "inputs.npz", allow_pickle=False, **{array: ARRAYS[array](random) for array in settings.arrays}
+        )
     (folder / "pipeline.yaml").write_text(text, encoding="utf-8")
     factory, _, weights = settings.weights.partition(" > ")
     if factory:
@@ -141,7 +167,7 @@ def prepare(file: Path, name: str, folder: Path, environment: dict[str, str]) ->
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)  # noqa: S603 - this Python
 
 
-def run(file: Path, name: str, target: str) -> dict[str, Step]:
+def run(file: Path, name: str, target: str, steps_of: dict[str, tuple[str, ...]]) -> dict[str, Step]:
     """Run the steps of a network's project, each in a process of its own."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -149,7 +175,8 @@ def run(file: Path, name: str, target: str) -> dict[str, Step]:
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept)
         prepare(file, name, folder, {**environment, "PYTHONPATH": f"{folder}{os.pathsep}{environment['PYTHONPATH']}"})
-        for column, commands in STEPS.items():
+        for column in (column for column in STEPS if column in steps_of):
+            commands = steps_of[column]
             if column == ENGINE_RUNS and missing_driver():
                 continue
             steps = [command.format(name).replace("TARGET", target) for command in commands]
@@ -255,7 +282,7 @@ def table(results: dict[str, dict[str, Step]], names: Iterable[str]) -> Iterator
     yield from textwrap.wrap(f"{', '.join(used)}.", 120, break_on_hyphens=False)
     yield ""
     columns = [column for column in STEPS if any(column in steps for steps in results.values())]
-    yield f"| network | task, image | {' | '.join(columns)} | minutes | GB |"
+    yield f"| network | task, input | {' | '.join(columns)} | minutes | GB |"
     yield f"|---|---|{'---|' * len(columns)}---|---|"
     notes: list[str] = []
     for name in names:
@@ -265,7 +292,7 @@ def table(results: dict[str, dict[str, Step]], names: Iterable[str]) -> Iterator
         cells = [_cell(steps.get(column), notes) for column in columns]
         minutes = sum(step.seconds for step in steps.values()) / 60
         memory = max(step.gigabytes for step in steps.values())
-        image = f"{settings.task}, {settings.size}"
+        image = f"{settings.task}, {', '.join(settings.arrays) or settings.size}"
         yield f"| {name} | {image} | {' | '.join(cells)} | {minutes:.1f} | {memory:.1f} |"
     yield ""
     yield "| note | reason |"
@@ -288,6 +315,7 @@ def main() -> int:
     parser.add_argument("file", type=Path, help="a Python file with functions that return networks")
     parser.add_argument("--only", default="", help="a regular expression of names")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--engines", action="store_true", help="run what the engines need, and these, alone")
     parser.add_argument("--target", default="rtx-sm80+", help="the target of the engines, as `pipeline plan` lists it")
     parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     parser.add_argument("--section", default="stages", help="the table of the page: the name in its comments")
@@ -302,7 +330,7 @@ def main() -> int:
     for name in names:
         if not re.search(options.only, name) or (name in results and not options.only):
             continue
-        results[name] = run(options.file.resolve(), name, options.target)
+        results[name] = run(options.file.resolve(), name, options.target, ENGINE_STEPS if options.engines else STEPS)
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1), encoding="utf-8")
         faults += sum(step.outcome == FAULT for step in results[name].values())

@@ -45,6 +45,7 @@ INTEGRATION = {
     "pipeline/test_profiles.py",
     "pipeline/test_quantised_lengths.py",
     "pipeline/test_regression.py",
+    "pipeline/test_rewrites.py",
     "pipeline/test_segmentation.py",
     "pipeline/test_several_models.py",
     "pipeline/test_sized_boxes.py",

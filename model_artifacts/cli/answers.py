@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from model_artifacts.records import Manifest, ManifestEntry
 
 _TO_DO = {
-    Status.FAILED: "run `doit` again: each failed step prints its error, and the command that repeats it",
+    Status.FAILED: "run `{doit}` again: each failed step prints its error, and the command that repeats it",
     Status.REJECTED: "see the reasons: docs/accuracy.md says how an artifact is judged, and what helps",
-    Status.BUILT: "run `doit` on a machine with the hardware that the reasons name, to prove and time what was built",
-    Status.SKIPPED: "run `doit` on a machine that has what the reasons name",
+    Status.BUILT: "run `{doit}` on a machine with the hardware that the reasons name, to prove and time what was built",
+    Status.SKIPPED: "run `{doit}` on a machine that has what the reasons name",
 }
 """The advice where nothing may be deployed, by the status that needs attention first."""
 
@@ -41,8 +42,8 @@ class Place(NamedTuple):
     """The folder of artifacts; None for an archive, from which nothing can be loaded."""
     devices: AbstractSet[str]
     """Names of this machine's processor and GPUs."""
-    release: str = ""
-    """The command that makes a release of the artifacts; empty for what is one."""
+    doit: str = ""
+    """The command that builds the artifacts, such as `doit config=other.yaml`; empty where that is unknown."""
     is_shared: bool = False
     """True if the folder has other models, too: `load` and `resolve` then want the model's name."""
 
@@ -76,7 +77,7 @@ def _print_answer(console: Console, manifest: Manifest, place: Place) -> None:
     ready = [entry for entry in manifest.artifacts if may_be_deployed(entry)]
     verdict = verdict_of(manifest)
     if not ready:
-        _print_nothing(console, manifest)
+        _print_nothing(console, manifest, place.doit or "doit")
     elif not verdict:
         console.print(Text("\nto deploy, but not timed yet:"))
         for entry in ready:
@@ -96,15 +97,22 @@ def _print_answer(console: Console, manifest: Manifest, place: Place) -> None:
 def _print_commands(console: Console, place: Place, model: str) -> None:
     """Print the commands for what may be deployed, with the model's name unless that is empty."""
     if place.path:
-        path, named = shlex.quote(str(place.path)), f', model="{model}"' if model else ""
-        path += f" --model {model}" if model else ""
-        call = f'model_artifacts.load("{place.path}"{named})'
-        console.print(Text(f"\nto load what suits this machine, in Python: {call}"), soft_wrap=True)
+        path = shlex.quote(str(place.path)) + (f" --model {model}" if model else "")
+        console.print(Text("\nto load what suits this machine, in Python:"))
+        for line in _loading(place.path, model):
+            console.print(Text(f"  {line}"), soft_wrap=True)
         console.print(
             Text(f"to choose by your bounds: model-artifacts resolve {path} --max-latency-ms 5"), soft_wrap=True
         )
-    if place.release:
-        console.print(Text(f"to release all that may be deployed: {place.release}"), soft_wrap=True)
+    if place.doit:
+        console.print(Text(f"to release all that may be deployed: {place.doit} release"), soft_wrap=True)
+
+
+def _loading(path: Path, model: str) -> tuple[str, str]:
+    """Return the lines of Python that open what suits a machine, and show its name and all sizes that it takes."""
+    named = f", model={json.dumps(model)}" if model else ""
+    call = f"load({json.dumps(str(path), ensure_ascii=False)}{named})"
+    return "from model_artifacts import load", f"with {call} as model: print(model.entry.id, model.entry.inputs)"
 
 
 def _print_choice(console: Console, choice: Choice, place: Place, before: Choice | None) -> None:
@@ -119,7 +127,7 @@ def _print_choice(console: Console, choice: Choice, place: Place, before: Choice
         _indented(console, Text(str(place.path / entry.file.path), style="dim", overflow="fold"), 4)
 
 
-def _print_nothing(console: Console, manifest: Manifest) -> None:
+def _print_nothing(console: Console, manifest: Manifest, doit: str) -> None:
     """Print that nothing may be deployed, why, and the next thing to do."""
     console.print(Text(f"\nto deploy: nothing, of {len(manifest.artifacts)} artifacts", style="yellow"))
     left = [entry for entry in manifest.artifacts if not entry.backend.is_baseline] or manifest.artifacts
@@ -128,7 +136,7 @@ def _print_nothing(console: Console, manifest: Manifest) -> None:
     for status, reason in found:
         _indented(console, Text(f"{counts[status, reason]} {status.value}{': ' if reason else ''}{reason}"), 2)
     if found and (advice := _TO_DO.get(found[0][0])):
-        console.print(Text(f"what to do: {advice}"))
+        console.print(Text(f"what to do: {advice.format(doit=doit)}"))
 
 
 def _print_built(console: Console, entries: Sequence[ManifestEntry]) -> None:

@@ -20,7 +20,7 @@ from model_artifacts.cli.options import (
     add_group,
 )
 from model_artifacts.errors import UsageError
-from model_artifacts.host.terminal import one_row
+from model_artifacts.host.terminal import one_row, size_phrase
 from model_artifacts.records import LATEST
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _pull(  # noqa: PLR0913 - the command's options
     if no_downgrade and not verifier:
         raise UsageError("expected --key, or --identity with --issuer, beside --no-downgrade, got none of them")
     pulled = pull(url, folder, name, verifier, requirements if for_host else None, no_downgrade=no_downgrade)
-    fetched = _megabytes(pulled.fetched)
+    fetched = _size(pulled.fetched)
     print(
         f"{pulled.release.name} ({pulled.digest[:12]}…), built {_time(pulled.built_at)}: "
         f"{len(pulled.fetched)} files were fetched ({fetched})"
@@ -224,7 +224,7 @@ def _push(options: argparse.Namespace) -> int:
     tags = tags_to_move(options.url, options.tag or ())
     release = _release_of(options.release, options)
     pushed = push(options.url, release, tags, again=options.again, mounted_from=options.mount_from)
-    sent = _megabytes(pushed.sent)
+    sent = _size(pushed.sent)
     print(f"{_amount(pushed.release.files)} of {pushed.release.name}; {len(pushed.sent)} were sent ({sent})")
     for tag in tags:
         print(f"{tag} {pushed.digest}")
@@ -310,8 +310,8 @@ def _trust(verifier: Verifier | None) -> str:
 
 
 def _amount(files: tuple[FileRecord, ...]) -> str:
-    return f"{len(files)} files, {_megabytes(files)}"
+    return f"{len(files)} files, {_size(files)}"
 
 
-def _megabytes(files: tuple[FileRecord, ...]) -> str:
-    return f"{sum(file.bytes for file in files) / 1e6:.1f} MB"
+def _size(files: tuple[FileRecord, ...]) -> str:
+    return size_phrase(sum(file.bytes for file in files))

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from model_artifacts.cli.console import SteadyConsole
 from model_artifacts.deployment.choices import compares, is_by_another_clock, latency_of, speedup_of, ties_of, timing_of
-from model_artifacts.host.terminal import COLUMNS_VARIABLE
+from model_artifacts.host.terminal import COLUMNS_VARIABLE, size_phrase
 from model_artifacts.records import Status, Task
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _size(entry: ManifestEntry) -> str:
     if entry.file.path.endswith(".json"):
         return "recipe"  # a few kilobytes, and no engine that its size would say anything of
     shared = "=" if entry.equals and not entry.file.path.startswith(f"{entry.id}/") else ""
-    return f"{shared}{entry.file.bytes / 1e6:.1f} MB"
+    return f"{shared}{size_phrase(entry.file.bytes)}"
 
 
 def _accuracy(entry: ManifestEntry, manifest: Manifest) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import CLOCKS, Backend, Clock, Layout, Precision, Status, ranking_clock
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _least(goal: str, entries: list[ManifestEntry], size: Callable[[ManifestEntr
         return Choice(goal, None, "nothing may be deployed")
     best = min(entries, key=lambda entry: (size(entry), entry.id))
     ties = tuple(entry.id for entry in entries if size(entry) == size(best) and entry is not best)
-    return Choice(goal, best, f"{size(best) / 1e6:.1f} MB {unit}", ties)
+    return Choice(goal, best, f"{size_phrase(size(best))} {unit}", ties)
 
 
 def latency_of(entry: ManifestEntry, batch: int) -> BatchTiming | None:

@@ -22,6 +22,8 @@ _JOINERS = frozenset("\u200c\u200d")
 """Controls that words of some languages, and emoji, are written with."""
 COLUMNS_VARIABLE = "MODEL_ARTIFACTS_COLUMNS"
 """The environment variable of the terminal's width, for a process whose output another one shows there."""
+_KILO, _SMALL = 1e3, 1e5
+"""Bytes from which a size is in kB, and from which in MB: less than 0.1 MB would be told as 0.0."""
 _LONG = 100
 """The number from which a time is told in the next larger unit."""
 _PROGRESS = re.compile(r".+: \d+ of \d+(, about .+ left|, no progress for .+)?")
@@ -50,6 +52,13 @@ def duration_phrase(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < _LONG else f"{minutes / 60:.0f} h"
+
+
+def size_phrase(size: float) -> str:
+    """Return a size in bytes as a phrase: in MB (10^6 bytes), below 100,000 bytes in kB, below 1,000 in bytes."""
+    if size < _KILO:
+        return f"{size:.0f} bytes"
+    return f"{size / 1e3:.1f} kB" if size < _SMALL else f"{size / 1e6:.1f} MB"
 
 
 def progress_line(phase: str, done: int, steps: int, seconds: float) -> str:

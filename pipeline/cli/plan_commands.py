@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.host.terminal import size_phrase
 from pipeline.cli.options import (
     ALLOW_DIRTY,
     ARTIFACTS,
@@ -113,21 +114,20 @@ def _tune(project: Project, budget_seconds: float, max_drop: float | None, objec
 
 def _prune(projects: tuple[Project, ...], *, delete: bool) -> int:
     from pipeline.planning import prune
-    from pipeline.stages.common.console import megabytes
 
     found = [(project, prune.find_leftovers(project)) for project in projects]
     for project, leftovers in found:
         _print_leftovers(project, leftovers, delete=delete)
     for folder in dict.fromkeys(folder for _, leftovers in found for folder in leftovers.models):
         print(f"kept: {folder}, a model of another name; if no other configuration makes it, delete it yourself")
-    size, count = (megabytes(sum(item.bytes for _, item in found)), sum(len(item.variants) for _, item in found))
+    size, count = (size_phrase(sum(item.bytes for _, item in found)), sum(len(item.variants) for _, item in found))
     if delete:
         for project, leftovers in found:
             prune.delete(project, leftovers)
     if not any(leftovers.files for _, leftovers in found):
         print("nothing to prune: every variant here is in the configuration")
     elif not delete:
-        print(f"{count} variants, {size}; nothing was deleted: `doit prune --delete` does")
+        print(f"{count} variants, {size}; nothing was deleted: `{projects[0].doit} prune --delete` does")
     return 0
 
 
@@ -151,10 +151,10 @@ def _release(options: argparse.Namespace) -> int:
     signer = Signer(open_key(options.key) if options.key else None) if options.key or options.keyless else None
     for project in chosen:
         release = make_release(project, signer, allow_dirty=options.allow_dirty)
-        size = release.archive.stat().st_size / 1e6
+        size = size_phrase(release.archive.stat().st_size)
         signature = "signed" if release.signed else "not signed"
         print(f"{len(release.manifest.artifacts)} artifacts, {signature}: {release.folder}")
-        print(f"{size:.1f} MB: {release.archive}")
+        print(f"{size}: {release.archive}")
     return 0
 
 

@@ -157,7 +157,7 @@ class Reporter(ConsoleReporter):
         return [by_task[name] for name in self._planned if name in by_task]
 
 
-def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> str:
+def _last_screen(artifacts: Path, command: str, model: str, stream: TextIO) -> str:
     """Print the artifacts to deploy and the table of all, and return the line that ends a run.
 
     The table may fill more than a terminal's rows, so that the answer above it has left the screen.
@@ -168,7 +168,7 @@ def _last_screen(artifacts: Path, release: str, model: str, stream: TextIO) -> s
 
     whole = read_manifest(artifacts)
     manifest, is_shared = of_model(whole, model), bool(whole.models)
-    print_manifest(manifest, Place(artifacts, devices_here(), release, is_shared), stream)
+    print_manifest(manifest, Place(artifacts, devices_here(), command, is_shared), stream)
     again = f"model-artifacts show {shlex.quote(str(artifacts))}{f' --model {model}' if is_shared else ''}"
     return f"{f'{model}: ' if is_shared else ''}{answer_in_short(manifest)}\nall of this again: {again}"
 
@@ -204,8 +204,7 @@ def planned_steps(tasks: dict[str, Task], selected: Iterable[str]) -> dict[str, 
 
 def _command_of(task: Task) -> str:
     """Return the command line that repeats a task: with its configuration and its options, such as a demanded key."""
-    config = get_var(CONFIG_VARIABLE)
-    words = ["doit", *([f"{CONFIG_VARIABLE}={config}"] if config else []), task.name]
+    words = [*_doit(), task.name]
     for parameter in task.params:
         value = (task.options or {}).get(parameter["name"], parameter["default"])
         if value != parameter["default"]:
@@ -213,6 +212,11 @@ def _command_of(task: Task) -> str:
             # doit takes a word with an equals sign for a variable, unless it begins with a dash.
             words += [flag] if value is True else [f"{flag}={value}"] if "=" in str(value) else [flag, str(value)]
     return _shell(*words, *(task.pos_arg_val or ()))
+
+
+def _doit() -> list[str]:
+    """Return the first words of a command line of doit: the configuration among them, if one was named."""
+    return ["doit", *([f"{CONFIG_VARIABLE}={config}"] if (config := get_var(CONFIG_VARIABLE)) else [])]
 
 
 def _shell(*words: str) -> str:
@@ -346,7 +350,7 @@ class Run(DoitRun):
             return str(exc)
         exc.cmd_used, exc.bin_name = None, "doit"
         close = closest(exc.not_found or "", [*_COMMANDS, *(task.name for task in self.task_list)])
-        return str(exc) + (f"did you mean `doit {close}`?" if close else "")
+        return str(exc) + (f"did you mean `{_shell(*_doit(), close)}`?" if close else "")
 
     def _end_steps(self) -> None:
         with suppress(KeyboardInterrupt):  # whoever asks twice does not want to wait for it

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from doit import doit_cmd, get_var
 from doit.action import CmdAction
+from doit.exceptions import TaskFailed
 
 from model_artifacts.cli.options import MODEL, VERIFY_KEY, VERIFY_PATH
-from model_artifacts.errors import ArtifactError, UnknownFarmError, UsageError
+from model_artifacts.errors import ArtifactError, ReleaseError, UnknownFarmError, UsageError
 from model_artifacts.host.terminal import COLUMNS_VARIABLE, escaped
 from pipeline.cli.actions import FarmAction, ForkedStep, LazyFarm, PrefixedCommand, SkippedStep
 from pipeline.cli.options import (
@@ -59,7 +60,7 @@ WHY = "why it is not up to date"
 SINCE = "since when it is up to date"
 VERDICT = "where the verdict is"
 ALONE = "no other step works beside it"
-SCREEN = "the folder of artifacts that the last screen shows, the command that releases them, and their model"
+SCREEN = "the folder of artifacts that the last screen shows, the command that builds them, and their model"
 
 
 class Tasks:
@@ -115,7 +116,7 @@ class Tasks:
         verdict: dict[str, object] = {VERDICT: self._verdict(project)} if spec.last else {}
         shown_last = spec.name == "manifest"  # in the terminal's colours and width, which a step does not know
         if shown_last:
-            verdict[SCREEN] = (project.paths.root, f"{project.doit} release", project.plan.model)
+            verdict[SCREEN] = (project.paths.root, project.doit, project.plan.model)
         for step in schedule.of(spec.name):
             requires, follows = schedule.dependencies(step)
             yield {
@@ -195,7 +196,7 @@ class Tasks:
     def verify(self) -> TaskDict:
         """Return the task that checks a release."""
         return {
-            "actions": [CmdAction(self._verify_command, shell=False)],
+            "actions": [self._check_release, CmdAction(self._verify_command, shell=False)],
             "params": [
                 _parameter(VERIFY_KEY),
                 _parameter(MODEL),
@@ -203,9 +204,27 @@ class Tasks:
             ],
         }
 
+    def _check_release(self, path: str, model: str) -> TaskFailed | None:
+        """Return a failure, with the command of this configuration, if there is no release to verify."""
+        from model_artifacts.releases.verification import latest_release
+
+        if path:
+            return None
+        try:
+            latest_release(self.artifacts / "release", self._verified(model) or None)
+        except ReleaseError as exc:
+            return TaskFailed(str(ReleaseError(exc.what, fix=f"run `{self._first.doit} release` first")), report=True)
+        except ArtifactError as exc:
+            return TaskFailed(str(exc), report=True)
+        return None
+
+    def _verified(self, model: str) -> str:
+        """Return the model whose newest release is verified: that of a configuration of one model, if none is named."""
+        return model or (self._first.plan.model if len(self._projects) == 1 else "")
+
     def _verify_command(self, key: str, path: str, model: str) -> list[str]:
         """Return the command; of a configuration of one model the newest release is that model's."""
-        named = model or (self._first.plan.model if len(self._projects) == 1 and not path else "")
+        named = model if path else self._verified(model)
         release = [path] if path else ["--artifacts", str(self._first.paths.root)]
         release += ["--model", named] if named else []
         return [sys.executable, "-m", "model_artifacts", "verify", *release, *_arguments({VERIFY_KEY: key})]

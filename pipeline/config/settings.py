@@ -22,6 +22,7 @@ from model_artifacts.records import (
 from pipeline.config.axes import InputAxes, Sizes, axes_of_all, checked_sizes, parse_input_axes, parse_profile
 from pipeline.config.benchmark import BenchmarkConfig, LoadConfig
 from pipeline.config.ends import IoConfig
+from pipeline.config.graphs.rewrites import RewritesConfig
 from pipeline.config.places import check_cache, check_folder, check_path
 from pipeline.config.quantization import QuantizationConfig
 from pipeline.config.tasks import MetricConfig, parse_metric
@@ -327,6 +328,7 @@ class Config(Record):
     workspaces: Annotated[tuple[Annotated[WorkspaceSize, BeforeValidator(parse_workspace)], ...], Field(min_length=1)]
     io: Annotated[tuple[IoConfig, ...], Field(min_length=1)] = (IoConfig(),)
     """The inputs and outputs of artifacts: each makes the matrix once."""
+    rewrites: RewritesConfig = RewritesConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     leave_unquantized: Unquantized = Unquantized()
     tensorrt: TensorRTConfig = TensorRTConfig()

@@ -129,7 +129,7 @@ class Farm:
                 if {*record.hosts} - {*before.hosts}:
                     raise FarmError(
                         "the farm's machines have changed since the plan was made",
-                        fix="run `doit` again; it makes a new plan",
+                        fix=f"run `{self._project.doit}` again; it makes a new plan",
                     )
                 flights = Flights(cluster, f"{platform.node()}, process {os.getpid()}")
                 self._joined = _Joined(cluster, record, flights, Sent(cluster.put))

@@ -257,7 +257,7 @@ def _read_by_factory(project: Project) -> Iterator[Input]:
         if not path.is_file() or digests_in(project.paths.digests).sha256_of(path) != read.sha256:
             raise RecordError(
                 f"{read.path}, which the factory read, is missing or has changed",
-                fix="run `doit`, which calls it again",
+                fix=f"run `{project.doit}`, which calls it again",
             )
         yield Input(describe_file(path, Path()), path)
 
@@ -277,7 +277,8 @@ def _from_artifacts(project: Project, step: Step) -> Iterator[Input]:
         yield _text(f"{ARTIFACTS}/{item.path.relative_to(root)}", item.path.read_bytes())
         for file in item.files:
             if not is_whole(project, file):
-                raise RecordError(f"{file.path} does not match its record", fix="run `doit`, which makes it again")
+                again = f"run `{project.doit}`, which makes it again"
+                raise RecordError(f"{file.path} does not match its record", fix=again)
             yield Input(file.model_copy(update={"path": f"{ARTIFACTS}/{file.path}"}), project.file(file))
 
 

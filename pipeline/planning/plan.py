@@ -369,7 +369,7 @@ def find_named(name: str, known: Mapping[str, _T], noun: str) -> _T:
     raise UsageError(
         f"no {noun} {name!r} in this configuration",
         expected=("one of " if close else "") + (", ".join(close) or ", ".join(list(known)[:5])),
-        fix="`python -m pipeline plan` lists every step",
+        fix="`python -m pipeline plan` lists every step, with the `--config` of this command if it has one",
     )
 
 

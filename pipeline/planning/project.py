@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -81,10 +82,21 @@ class Project:
     """True on a worker of a farm, which does not use the shared cache."""
     sent_from: GitState | None = None
     """On a worker, the checkout of the driver, whose code and configuration it has."""
+    run_seconds: float = math.inf
+    """The most seconds that a validation may run an artifact for, on any hardware, beside `validation.timeout_seconds`:
+    what is left of a search's budget. It is in no key."""
 
     def command(self, step: Step) -> str:
         """Return the shell command that runs a step of this configuration."""
-        return step.command + (f" --config {shlex.quote(str(self.named))}" if self._is_other else "")
+        return step.command + self._option
+
+    def command_of(self, name: str) -> str:
+        """Return the shell command `python -m pipeline NAME` for this configuration, of what is no step: `plan`."""
+        return f"python -m pipeline {name}{self._option}"
+
+    @property
+    def _option(self) -> str:
+        return f" --config {shlex.quote(str(self.named))}" if self._is_other else ""
 
     @property
     def doit(self) -> str:
@@ -281,7 +293,7 @@ def read_farm(config: Config, paths: Paths) -> FarmRecord:
     Raises:
         UnknownFarmError: the record is missing or damaged, or lacks a target of the configuration.
     """
-    fix = "run `python -m pipeline farm`; `doit` does by itself"
+    fix = "run `python -m pipeline farm`, with the `--config` of this command if it has one; `doit` does by itself"
     try:
         record = read_record(paths.farm, FarmRecord, fix=fix)
     except RecordError as exc:
@@ -322,7 +334,7 @@ def _adopted(planned: FarmHost, target: FarmTarget, here: Host) -> FarmHost:
                 f"this worker's {what} is not what was planned with",
                 expected=f"{there[what]}, as workers with {planned.worker_kind} have had",
                 got=got,
-                fix="look at the farm again: `python -m pipeline farm`",
+                fix="look at the farm again: `python -m pipeline farm`, with the driver's `--config` if it has one",
             )
     if not target.accelerator:
         return planned

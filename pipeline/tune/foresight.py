@@ -12,7 +12,7 @@ from pipeline.adapters.trials.refusals import build_routes, refusals
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.system.isolation import run_isolated
-from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES
+from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES, REWRITE_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -45,6 +45,8 @@ class Foresight(NamedTuple):
     """The choices of Q/DQ pairs that move none in a graph, with the reasons."""
     libraries: Mapping[EngineFlavour, Library] = MappingProxyType({})
     """Answers of each flavour of TensorRT about the builder's settings."""
+    rewrites: Mapping[Choice, str] = MappingProxyType({})
+    """The choices of rewrites that leave the network's graph as it is, with the reasons."""
 
     def refusal(self, variant: Variant, choice: Choice) -> str:
         """Return the reason why a variant cannot be given a choice, or would not change by it; empty if it can."""
@@ -52,6 +54,8 @@ class Foresight(NamedTuple):
             return "the configuration has it"
         if variant.graph and (variant.graph, choice) in self.pairs:
             return self.pairs[variant.graph, choice]
+        if choice in self.rewrites:
+            return self.rewrites[choice]
         if choice in BUILDER_CHOICES and variant.backend is Backend.TENSORRT:
             library = self.libraries.get(self.plan.engine_target(variant).flavour)
             return library.refused.get(choice, "") if library else ""
@@ -71,19 +75,21 @@ class Foresight(NamedTuple):
 def foresight_of(project: Project) -> Foresight:
     """Return what is known of the choices of a project's search, whose graphs are made."""
     plan = project.plan
+    engines = [item for item in plan.variants if item.backend is Backend.TENSORRT]
+    graphs = {item.graph for item in plan.variants if item.graph and item.precision in QUANTIZED_PRECISIONS}
     pairs: dict[tuple[Graph, Choice], str] = {}
-    if {*project.config.precisions} & QUANTIZED_PRECISIONS:
+    rewrites: dict[Choice, str] = {}
+    if graphs or engines:
         from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - onnx is slow
 
-        graphs = {item.graph for item in plan.variants if item.graph and item.precision in QUANTIZED_PRECISIONS}
-        pairs = idle_pairs(fp32_of(project), graphs)
-    engines = [item for item in plan.variants if item.backend is Backend.TENSORRT]
+        model = fp32_of(project)
+        pairs, rewrites = idle_pairs(model, graphs), idle_rewrites(model)
     targets = {plan.engine_target(item).flavour: item.target for item in engines}
     libraries = {
         flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
         for flavour, target in targets.items()
     }
-    return Foresight(plan, pairs, libraries)
+    return Foresight(plan, pairs, libraries, rewrites)
 
 
 def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
@@ -99,6 +105,19 @@ def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[
             if lacking or not moves_pairs(graph, model, group, placed=choice.value is True):
                 found[graph, choice] = "the network has none" if lacking else f"{graph.value} stays the same"
     return found
+
+
+def idle_rewrites(model: onnx.ModelProto) -> dict[Choice, str]:
+    """Return the choices of rewrites that leave a network's FP32 graph as it is, with the reasons."""
+    from pipeline.stages.export.rewrites import LACKS, rewrite  # noqa: PLC0415 - onnx is slow
+
+    names = {choice: choice.setting.rpartition(".")[2] for choice in REWRITE_CHOICES}
+    values = {choice: choice.value for choice in REWRITE_CHOICES if isinstance(choice.value, int | str)}
+    return {
+        choice: LACKS[names[choice]]
+        for choice, value in values.items()
+        if not rewrite(model, names[choice], value).nodes
+    }
 
 
 def is_own(config: Config, choice: Choice) -> bool:

@@ -7,7 +7,7 @@ from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from pipeline.tune.records import Effect, TrialVerdict
+from pipeline.tune.records import Effect, TrialVerdict, are_of_a_kind
 from pipeline.tune.search import LATENCY
 
 if TYPE_CHECKING:
@@ -101,9 +101,17 @@ def _trait_effects(trials: Sequence[Trial], objectives: Sequence[Objective], fin
 
 
 def _ratios(trial: Trial, before: Trial, objectives: Sequence[Objective]) -> list[float]:
-    """Return the ratios of the latencies of two trials, one for each batch size that both were timed at."""
-    scores = [(item.score(trial), item.score(before)) for item in objectives if item.kind == LATENCY]
-    return [mine / theirs for mine, theirs in scores if mine is not None and theirs]
+    """Return the ratios of the latencies of two trials, one for each batch size that both were timed at.
+
+    A call by the host's clock beside work on the GPU has none.
+    """
+    batches = [item.batch or 0 for item in objectives if item.kind == LATENCY]
+    pairs = [(trial.screening(batch), before.screening(batch)) for batch in batches]
+    return [
+        mine.p50_ms / theirs.p50_ms
+        for mine, theirs in pairs
+        if mine and theirs and theirs.p50_ms and are_of_a_kind(mine.clock, theirs.clock)
+    ]
 
 
 def _summary(name: str, ratios: Sequence[float], lost: int, note: str) -> Effect:

@@ -34,6 +34,15 @@ STREAM_SETTING = "benchmark.streams"
 """The one setting of a point that only the timing takes: batches that an engine runs at once."""
 
 
+_ON_GPU = {Clock.GPU_GRAPH, Clock.GPU, Clock.STREAMS}
+"""The clocks that count nothing but work on the GPU."""
+
+
+def are_of_a_kind(one: Clock | None, other: Clock | None) -> bool:
+    """Return True if the times of two variants by two clocks may be compared: both on the GPU, or by the same clock."""
+    return one is other or {one, other} <= _ON_GPU
+
+
 class Point(Record):
     """Point of the search: a variant of the plan, with choices that its folder's pipeline.yaml makes."""
 
@@ -140,6 +149,8 @@ class Trial(StageRecord):
     """Reason for any other verdict than `passed`."""
     refused: str = ""
     """The setting that the library cannot apply, of `unsupported`."""
+    cut: bool = False
+    """True of `failed` if the budget ended its build or its validation, so that a larger one tries it again."""
     seconds: Seconds
     """Time of the trial: build, validation and timing; of a result that was there already, what it took now."""
     screening_seconds: Seconds = 0.0
@@ -242,7 +253,10 @@ class Peer(Record):
     subject: str
     """The variant."""
     clock: Clock
-    """Clock that compares the two."""
+    """Clock of this one."""
+    winner_clock: Clock
+    """Clock of the winner beside it: as a CUDA graph, perhaps, or with several streams, where this one has no such
+    time."""
     ratio: Annotated[float, Field(ge=0)]
     """The winner's speed as a multiple of this one's."""
     least: Annotated[float, Field(ge=0)] | None = None
@@ -260,9 +274,8 @@ class Answer(Record):
     """The finalists, the best first."""
     tied: Count = 0
     """Number of finalists behind the winner whose interval overlaps its own."""
-    least_speedup: Annotated[float, Field(ge=0)] | None = None
-    """How many times as fast as eager FP32 in the same rounds the winner is at least, by the ends of both intervals;
-    None for memory, without eager FP32, or after one restart."""
+    eager: Peer | None = None
+    """Eager FP32 in the same rounds; None for memory, without eager FP32, or after one restart."""
     streams: tuple[StreamRate, ...] = ()
     """The winner's rates with each number of streams that was timed, of a throughput."""
     peers: tuple[Peer, ...] = ()

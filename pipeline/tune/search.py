@@ -93,7 +93,7 @@ class Search:
     pending_seconds: float = 0.0
     """The time that was spent on a repair, and is not yet counted with a trial."""
     cut: bool = False
-    """True if the budget has ended a look at rules or layers, so that a larger one would go on there."""
+    """True if the budget has ended a trial or a look at rules or layers, so that a larger one would go on there."""
 
     def next(self, trials: Sequence[Trial]) -> Point | Repair | Screen | None:
         """Return the next move; None if the budget or the points are used up.
@@ -144,14 +144,17 @@ class Search:
         return self.final_restarts * entries * _FINAL_ROUNDS * fmean(timed) if timed else 0.0
 
     def finalists(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return the trials for the finals: the best third of each objective, in the order of the search."""
-        found: dict[int, Trial] = {}
+        """Return the trials for the finals: the best third of each objective, the best of each first, then the second.
+
+        With a place for each in this order, none is without its best while another has two.
+        """
+        found: list[tuple[int, Trial]] = []
         for objective in self.objectives:
             ranked = ranking_of(objective, trials)
             own = [trial for trial in ranked if trial.same_as is None]  # an equal engine is no second finalist
             number = min(max(-(-len(own) // _KEPT), _LEAST_FINALISTS), _MOST_FINALISTS)
-            found |= {trial.number: trial for trial in own[:number]}
-        return [found[number] for number in sorted(found)]
+            found += enumerate(own[:number])
+        return list({trial.number: trial for _, trial in sorted(found, key=lambda item: item[0])}.values())
 
     def stream_points(self, trials: Sequence[Trial]) -> list[Point]:
         """Return the best finalists of throughput with other numbers of streams than they were screened with."""

@@ -36,7 +36,7 @@ _SHARED = ("source", "data")
 """Folders that no choice changes."""
 _BY_GRAPH = ("onnx", "rounding")
 """Folders with files of each graph: those of quantised graphs depend on the layers that are left and on the pairs."""
-_LEFT, _QUANTIZATION = "leave_unquantized.", "quantization."
+_LEFT, _QUANTIZATION, _REWRITES = "leave_unquantized.", "quantization.", "rewrites."
 
 
 class Place(NamedTuple):
@@ -198,28 +198,32 @@ def _link(base: Project, root: Path, choices: tuple[Choice, ...]) -> None:
     cache = base.paths.root / "timing-cache"
     cache.mkdir(parents=True, exist_ok=True)
     links = {root / cache.name: cache} | {folder / name: base.paths.folder / name for name in _SHARED}
-    own = _own_graphs(choices)
     for name in _BY_GRAPH:
         there = base.paths.folder / name
+        own = _own_graphs(choices, name, of_file=base.config.model.onnx is not None)
         if not own:
             links[folder / name] = there
             continue
         (folder / name).mkdir(exist_ok=True)
-        files = [file for file in sorted(there.iterdir()) if not _is_of(own, file.name)] if there.is_dir() else []
+        files = [file for file in sorted(there.iterdir()) if not file.name.startswith(own)] if there.is_dir() else []
         links |= {folder / name / file.name: file for file in files}
     for link, target in links.items():
         if not link.is_symlink() and not link.exists():
             link.symlink_to(os.path.relpath(target, link.parent))
 
 
-def _own_graphs(choices: tuple[Choice, ...]) -> tuple[Graph, ...]:
-    """Return the graphs that choices change."""
-    if any(item.setting.startswith(_QUANTIZATION) for item in choices):
-        return tuple(graph for graph in Graph if graph.precision in QUANTIZED_PRECISIONS)
+def _own_graphs(choices: tuple[Choice, ...], folder: str, *, of_file: bool) -> tuple[str, ...]:
+    """Return the first words of the files in a folder of graphs that choices change; an empty word for all files.
+
+    Args:
+        choices: the choices.
+        folder: `onnx` or `rounding`. The rounding of a precision that is a cast is that of the network, not of a graph.
+        of_file: whether the model is an ONNX file, whose rounding is that of its graph.
+    """
+    rewrites = any(item.setting.startswith(_REWRITES) for item in choices)
+    if rewrites and (of_file or folder == "onnx"):
+        return ("",)
+    if rewrites or any(item.setting.startswith(_QUANTIZATION) for item in choices):
+        return tuple(graph.value for graph in Graph if graph.precision in QUANTIZED_PRECISIONS)
     leaves = any(item.setting.startswith(_LEFT) for item in choices)
-    return tuple(graph for graph in Graph if leaves and graph.is_mixed)
-
-
-def _is_of(graphs: tuple[Graph, ...], name: str) -> bool:
-    """Return whether a file is of one of some graphs, by its name."""
-    return any(name.startswith(graph.value) for graph in graphs)
+    return tuple(graph.value for graph in Graph if leaves and graph.is_mixed)

@@ -110,6 +110,14 @@ _RTX = (option("tensorrt.max_aux_streams", 0),)
 """The one of these that TensorRT-RTX applies: the others are tactics, which it does not time."""
 BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})
 """The choices of the builder's settings, of all flavours."""
+_REWRITES = (
+    option("rewrites.product", "convolution", 1.5),
+    option("rewrites.channels", 4, 1.5),
+    option("rewrites.channels", 8, 1.5),
+)
+"""Other forms of the graphs that engines are built from; the export is made again."""
+REWRITE_CHOICES = tuple(item.choice for item in _REWRITES)
+"""The choices of rewrites."""
 _MODULE = (
     option("torch_tensorrt.optimization_level", 5, 3.0),
     option("torch_tensorrt.min_block_size", 1),
@@ -181,7 +189,7 @@ def mixed_of(plan: Plan, space: Space) -> dict[str, Mixed]:
         if variant.graph in _MIXED and _is_point(plan, variant):
             mixed = variant.model_copy(update={"graph": _MIXED[variant.graph]})
             plain = space.contender(Point(subject=variant.id))
-            options = tuple(item for item in plain.options if not is_of_graph(item.choice)) if plain else ()
+            options = tuple(item for item in plain.options if not is_of_pairs(item.choice)) if plain else ()
             contender = replace(_contender(plan, mixed), options=options)
             found[variant.id] = Mixed(variant.graph.value, variant.precision.value, contender)
     return found
@@ -236,8 +244,8 @@ def _options(plan: Plan, variant: Variant, routes: Collection[str]) -> tuple[Opt
     if variant.backend is not Backend.TENSORRT:
         return ()
     if plan.engine_target(variant).flavour is not EngineFlavour.TENSORRT:
-        return _RTX
-    return (*_ENGINE, *(option("tensorrt.build_route", route) for route in routes))
+        return (*_RTX, *_REWRITES)
+    return (*_ENGINE, *(option("tensorrt.build_route", route) for route in routes), *_REWRITES)
 
 
 def _pairs(variant: Variant) -> tuple[Option, ...]:
@@ -248,9 +256,14 @@ def _pairs(variant: Variant) -> tuple[Option, ...]:
     return tuple(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
 
 
-def is_of_graph(choice: Choice) -> bool:
-    """Return True for a choice that may change a quantised graph, and nothing else."""
+def is_of_pairs(choice: Choice) -> bool:
+    """Return True for a choice that may change the Q/DQ pairs of a quantised graph, and nothing else."""
     return choice.setting.startswith(("quantization.", "leave_unquantized."))
+
+
+def is_of_graph(choice: Choice) -> bool:
+    """Return True for a choice that may change a graph, and nothing else."""
+    return is_of_pairs(choice) or choice in REWRITE_CHOICES
 
 
 def _traits(variant: Variant) -> tuple[tuple[str, str], ...]:

@@ -6,9 +6,10 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import shortened
-from model_artifacts.host.terminal import escaped
-from pipeline.tune.finals.snippet import value_of
-from pipeline.tune.records import TrialVerdict
+from model_artifacts.host.terminal import escaped, size_phrase
+from model_artifacts.records import Clock
+from pipeline.tune.finals.snippet import clock_of, value_of
+from pipeline.tune.records import TrialVerdict, are_of_a_kind
 from pipeline.tune.search import LATENCY
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
     from pipeline.records import LayerProfile, LayerTime
     from pipeline.tune.explain import LayerFloor
-    from pipeline.tune.records import Peer, ScreenedRule, Trial, TuneRecord
+    from pipeline.tune.records import Answer, Peer, ScreenedRule, Trial, TuneRecord
     from pipeline.tune.search import Objective
 
 COLUMNS = 80
 _CELL = 9
 _MOST_LAYERS = 8
+_MEGA = 1e6
+"""The least memory of a frontier in bytes from which it is told in MB."""
 
 
 def write(stream: TextIO, *lines: str) -> None:
@@ -64,9 +67,10 @@ def wrapped(text: str, indent: int = 5) -> list[str]:
 
 def _values(trial: Trial) -> str:
     times = [f"b{item.batch} {item.p50_ms:.4g} ms" for item in trial.screened]
-    memory = [] if trial.memory_bytes is None else [f"{trial.memory_bytes / 1e6:.1f} MB"]
+    memory = [] if trial.memory_bytes is None else [size_phrase(trial.memory_bytes)]
     drop = [] if trial.drop is None else [f"drop {trial.drop:.2%}"]
-    return ", ".join((*times, *drop, *memory))
+    by_host = any(item.clock is Clock.HOST for item in trial.screened)
+    return ", ".join((*times, *drop, *memory, *(["by the host's clock"] if by_host else [])))
 
 
 def frontier_lines(frontier: Sequence[Trial], objectives: Sequence[Objective]) -> list[str]:
@@ -76,18 +80,23 @@ def frontier_lines(frontier: Sequence[Trial], objectives: Sequence[Objective]) -
     """
     batches = [item.batch for item in objectives if item.kind == LATENCY and item.batch][:3]
     width = COLUMNS - 5 - _CELL * (len(batches) + 2)
-    rows = [_row("", "variant", [*(f"b{batch} ms" for batch in batches), "drop", "MB"], width)]
+    clocks = {item.clock for trial in frontier for item in trial.screened}
+    mark = "h" if Clock.HOST in clocks and clocks != {Clock.HOST} else ""
+    memories = [trial.memory_bytes for trial in frontier if trial.memory_bytes is not None]
+    unit, unit_bytes = ("MB", 1e6) if min(memories, default=_MEGA) >= _MEGA else ("kB", 1e3)
+    rows = [_row("", "variant", [*(f"b{batch} ms" for batch in batches), "drop", unit], width)]
     for trial in frontier:
         times = [trial.screening(batch) for batch in batches]
         cells = [
-            *(f"{item.p50_ms:.4g}" if item else "" for item in times),
+            *(f"{item.p50_ms:.4g}{mark if item.clock is Clock.HOST else ''}" if item else "" for item in times),
             "" if trial.drop is None else f"{trial.drop:.2%}",
-            "" if trial.memory_bytes is None else f"{trial.memory_bytes / 1e6:.1f}",
+            "" if trial.memory_bytes is None else f"{trial.memory_bytes / unit_bytes:.1f}",
         ]
         choices = f" +{len(trial.point.choices)}" if trial.point.choices else ""
         name = trial.point.subject.rpartition("/")[2]
         rows.append(_row(str(trial.number), shortened(name, width - 5) + choices, cells, width))
-    return ["the frontier, by screening: latency, drop and memory (+1: one choice)", *rows]
+    note = ["h: by the host's clock, which counts copies; all others on the GPU alone"] if mark else []
+    return ["the frontier, by screening: latency, drop and memory (+1: one choice)", *rows, *note]
 
 
 def _row(number: str, name: str, cells: Sequence[str], width: int) -> str:
@@ -101,12 +110,8 @@ def answer_lines(record: TuneRecord) -> list[str]:
         winner = answer.standings[0]
         lines += [f"{answer.objective}:", f"  {winner.point.subject}"]
         lines += [f"    + {choice.text}" for choice in winner.point.choices]
-        by = f", {winner.clock.phrase}" if winner.clock and not winner.streams else ""
-        lines.append(f"    {value_of(answer.objective, winner)}{by}")
-        if answer.least_speedup and answer.least_speedup > 1:
-            lines.append(f"    at least {answer.least_speedup:.2f} times as fast as eager FP32 in the same rounds")
-        elif answer.least_speedup is not None:
-            lines.append("    not proven faster than eager FP32 by the intervals of the same rounds")
+        lines.append(f"    {value_of(answer.objective, winner)}{clock_of(winner)}")
+        lines += _eager_lines(answer.eager) if answer.eager else []
         lines += [line for peer in answer.peers for line in _peer_lines(peer)]
         if answer.streams:
             rates = ", ".join(f"{item.streams}: {item.rate:,.0f}" for item in answer.streams)
@@ -115,8 +120,33 @@ def answer_lines(record: TuneRecord) -> list[str]:
             lines.append("    one restart tells of no tie; a larger --budget takes the others")
         if answer.tied:
             lines.append(f"    {answer.tied} of {len(answer.standings) - 1} others tie: the intervals overlap")
+        lines += _other_clock_lines(answer)
         lines.append(f"    to rebuild it: {answer.snippet}")
     return lines
+
+
+def _eager_lines(eager: Peer) -> list[str]:
+    """Return how many times as fast as eager FP32 the winner is at least."""
+    text = "not proven faster than eager FP32 by the intervals of the same rounds"
+    if eager.least and eager.least > 1:
+        text = f"at least {eager.least:.2f} times as fast as eager FP32 in the same rounds"
+    return wrapped(f"{text}{_clocks(eager)}", indent=4)
+
+
+def _other_clock_lines(answer: Answer) -> list[str]:
+    """Return how many were ranked by a clock of another kind than the winner's, which tells of no tie."""
+    winner, *others = answer.standings
+    number = sum(not are_of_a_kind(winner.clock, item.clock) for item in others)
+    by = "that of the host, which counts copies" if winner.clock is not Clock.HOST else "the GPU's, without the copies"
+    text = f"{number} of {len(others)} others are ranked by another clock, {by}: no tie is told of them"
+    return wrapped(text, indent=4) if number else []
+
+
+def _clocks(peer: Peer) -> str:
+    """Return the clock of a comparison; both, if they are two."""
+    if peer.clock is peer.winner_clock:
+        return f", {peer.clock.phrase}"
+    return f"; the winner {peer.winner_clock.phrase}, the other {peer.clock.phrase}"
 
 
 def _peer_lines(peer: Peer) -> list[str]:
@@ -130,7 +160,7 @@ def _peer_lines(peer: Peer) -> list[str]:
         text = f"{name} is faster: at least {1 / peer.most:.2f} times as fast as the winner"
     else:
         text = f"not told apart from {name}: the intervals of the two overlap"
-    return wrapped(f"{text}, {peer.clock.phrase}", indent=4)
+    return wrapped(f"{text}{_clocks(peer)}", indent=4)
 
 
 def effect_lines(record: TuneRecord) -> list[str]:

@@ -46,7 +46,7 @@ _SCREENING = {"restarts": 1, "rounds": 1, "warmup_seconds": 0.3}
 _MADE = {TrialVerdict.UNSUPPORTED: ("build",), TrialVerdict.UNCHANGED: ()}
 """The stages of a variant that a trial of a verdict has run; both for all others."""
 _LEAST_SECONDS = 30.0
-"""The least time limit of a build: a short rest of the budget is no reason to record a failure."""
+"""The least time limit of a build and of a validation: a short rest of the budget is no reason to record a failure."""
 
 
 class Quiet:
@@ -76,6 +76,23 @@ class Waits:
         with working(alone=alone), exclusive(gpu):
             self.seconds += time.monotonic() - began
             yield
+
+
+class Rest:
+    """What is left of the budget while a trial runs."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._began, self.waits = seconds, time.monotonic(), Waits()
+
+    @property
+    def seconds(self) -> float:
+        """Time limit of what begins now."""
+        return max(self._seconds - self.spent, _LEAST_SECONDS)
+
+    @property
+    def spent(self) -> float:
+        """The seconds since its start, but those of waits."""
+        return time.monotonic() - self._began - self.waits.seconds
 
 
 def ensure(project: Project, step: Step, waits: Waits, done: set[Step] | None = None) -> None:
@@ -169,23 +186,21 @@ class Trials:
         Args:
             point: the point.
             trials: all trials so far.
-            seconds_left: what is left of the budget, which limits the build.
+            seconds_left: what is left of the budget, which limits the build and the validation.
             spent: seconds that were spent for this point before, on the layers' sensitivities.
 
         Raises:
             ArtifactError: what the point is made from cannot be made, or the record cannot be written.
         """
-        began, waits = time.monotonic(), Waits()
+        rest = Rest(seconds_left)
         number = max((trial.number for trial in trials), default=0) + 1
         place = self.setups.place(point)
-        place = place._replace(project=_limited(place.project, seconds_left))
-        found = self._tried(place, point, number, trials, waits)
-        seconds = round(time.monotonic() - began - waits.seconds + spent, 2)
-        trial = found.model_copy(update={"seconds": seconds, "key": self._key(place, point)})
+        found = self._tried(place, point, number, trials, rest)
+        trial = found.model_copy(update={"seconds": round(rest.spent + spent, 2), "key": self._key(place, point)})
         return self.setups.base.write(self.folder / f"{number:04}.json", trial)
 
-    def _tried(self, place: Place, point: Point, number: int, trials: Sequence[Trial], waits: Waits) -> Trial:
-        project, variant = place
+    def _tried(self, place: Place, point: Point, number: int, trials: Sequence[Trial], rest: Rest) -> Trial:
+        (project, variant), waits = place, rest.waits
         plain = Trial(
             key=make_key(), built_at=now(), number=number, point=point, verdict=TrialVerdict.FAILED, seconds=0.0
         )
@@ -195,26 +210,26 @@ class Trials:
                 reason = f"its graph is that of trial {twin.number}; nothing was built"
                 unchanged = {"verdict": TrialVerdict.UNCHANGED, "same_as": twin.number, "reason": reason}
                 return plain.model_copy(update=unchanged)
-            ensure(project, Step("build", variant.id), waits)
+            cut = _in_time(project, Step("build", variant.id), rest)
         except ArtifactError as exc:
             if not point.choices:
                 raise  # all other points are made from the same
             return plain.model_copy(update={"reason": _headline(exc.what)})
         artifact = project.artifact(variant)
         if artifact.outcome is not Outcome.DONE:
-            return _ended(plain, artifact.outcome, artifact.reason)
+            return _ended(plain, artifact.outcome, artifact.reason, cut)
         if refused := refusal_of(artifact, point):
             setting, reason = refused
             unsupported = {"verdict": TrialVerdict.UNSUPPORTED, "reason": reason, "refused": setting}
             return plain.model_copy(update=unsupported)
-        ensure(project, Step("validate", variant.id), waits)
+        cut = _in_time(project, Step("validate", variant.id), rest)
         report = project.accuracy(variant)
         distance = report.accuracy.relative_l2 if report.accuracy else None
         judged = plain.model_copy(
             update={"drop": drop_of(report), "relative_l2": distance, "engine": _work_of(artifact)}
         )
         if not report.passed:
-            return _rejected_or_ended(judged, report)
+            return _rejected_or_ended(judged, report, cut)
         if self.max_drop is not None and judged.drop is not None and judged.drop > self.max_drop:
             reason = f"it loses {judged.drop:.2%} of the answers; --max-drop accepts {self.max_drop:.2%}"
             return judged.model_copy(update={"verdict": TrialVerdict.REJECTED, "reason": reason})
@@ -267,14 +282,27 @@ def _digest(project: Project, step: Step) -> str | None:
         return None
 
 
+def _in_time(project: Project, step: Step, rest: Rest) -> str:
+    """Run a build or a validation, and return the reason if the budget has ended it; empty if it ended by itself."""
+    done: set[Step] = set()
+    for earlier in project.schedule.dependencies(step).requires:
+        ensure(project, earlier, rest.waits, done)
+    limit, before = rest.seconds, rest.spent
+    ensure(_limited(project, limit), step, rest.waits, done)
+    work = "validation" if step.stage == "validate" else step.stage
+    cut = f"the budget ended its {work} after {limit:.0f} s; a larger --budget tries it again"
+    return cut if rest.spent - before >= limit else ""
+
+
 def _limited(project: Project, seconds: float) -> Project:
-    """Return a project whose builds end with the budget; the limit of a build is in no key."""
-    config, limit = project.config, max(seconds, _LEAST_SECONDS)
+    """Return a project whose builds and validations end in time; their limits are in no key."""
+    config = project.config
     limits = {
-        name: settings.model_copy(update={"build_timeout_seconds": min(settings.build_timeout_seconds, limit)})
+        name: settings.model_copy(update={"build_timeout_seconds": min(settings.build_timeout_seconds, seconds)})
         for name, settings in (("tensorrt", config.tensorrt), ("torch_tensorrt", config.torch_tensorrt))
     }
-    return replace(project, plan=replace(project.plan, config=config.model_copy(update=limits)))
+    plan = replace(project.plan, config=config.model_copy(update=limits))
+    return replace(project, plan=plan, run_seconds=seconds)
 
 
 def refusal_of(artifact: Artifact, point: Point) -> tuple[str, str] | None:
@@ -291,14 +319,16 @@ def drop_of(report: AccuracyReport) -> float | None:
     return report.accuracy.relative_l2 if report.accuracy else None
 
 
-def _ended(plain: Trial, outcome: Outcome, reason: str) -> Trial:
-    verdict = TrialVerdict.SKIPPED if outcome is Outcome.SKIPPED else TrialVerdict.FAILED
-    return plain.model_copy(update={"verdict": verdict, "reason": _headline(reason)})
+def _ended(plain: Trial, outcome: Outcome, reason: str, cut: str) -> Trial:
+    """Return the trial of a build or a validation that was not done, with the reason if the budget has ended it."""
+    if outcome is Outcome.SKIPPED:
+        return plain.model_copy(update={"verdict": TrialVerdict.SKIPPED, "reason": _headline(reason)})
+    return plain.model_copy(update={"reason": cut or _headline(reason), "cut": bool(cut)})
 
 
-def _rejected_or_ended(judged: Trial, report: AccuracyReport) -> Trial:
+def _rejected_or_ended(judged: Trial, report: AccuracyReport, cut: str) -> Trial:
     if report.outcome is not Outcome.DONE:
-        return _ended(judged, report.outcome, report.reason)
+        return _ended(judged, report.outcome, report.reason, cut)
     return judged.model_copy(update={"verdict": TrialVerdict.REJECTED, "reason": _headline(report.reason)})
 
 

@@ -20,7 +20,7 @@ from pipeline.system.locks import working
 from pipeline.tune.finals.entrants import entrants_of
 from pipeline.tune.finals.restarts import Finals
 from pipeline.tune.finals.snippet import file_of, snippet_of
-from pipeline.tune.finals.standings import least_speedup_of, peers_of, rates_of, standings_of, tied
+from pipeline.tune.finals.standings import eager_of, peers_of, rates_of, standings_of, tied
 from pipeline.tune.foresight import foresight_of, left_lines
 from pipeline.tune.frontier import effects_of, frontier_of
 from pipeline.tune.records import Answer, Choice, Point, TuneRecord
@@ -112,7 +112,7 @@ class _Tuning:
         if not found:
             raise UsageError(
                 "nothing to search: the matrix has no variant that this host could run and deploy",
-                fix="`python -m pipeline plan` lists every step",
+                fix=f"`{self.project.command_of('plan')}` lists every step",
             )
         return found
 
@@ -165,7 +165,7 @@ class _Tuning:
                 search = replace(search, pending_seconds=search.pending_seconds + took, cut=search.cut or took >= limit)
                 continue
             trials.append(store.make(move, trials, search.seconds_left(trials), search.pending_seconds))
-            search = replace(search, pending_seconds=0.0)
+            search = replace(search, pending_seconds=0.0, cut=search.cut or trials[-1].cut)
             frontier = frontier_of(trials, search.objectives)
             write(self.stream, *trial_lines(trials[-1], frontier, search.seconds_left(trials)))
         return search
@@ -204,10 +204,11 @@ class _Tuning:
         return Ranking(layers, len(found.proposal))
 
     def _entered(self, setups: Setups, search: Search, trials: Sequence[Trial]) -> Finals:
-        """Return the finals with all that takes part, whose baselines are built. Say what the budget leaves out."""
+        """Return the finals with all that takes part, whose baselines are built. Say what is left out."""
         plan = self.project.plan
         gpu = next((gpu for target in plan.targets if (gpu := plan.gpu(target))), None)
-        found, there = entrants_of(search, trials, plan, room_of(gpu, host_memory_bytes())), list[Point]()
+        room = room_of(gpu, host_memory_bytes())
+        found, there = entrants_of(search, trials, plan, room), list[Point]()
         for point in found.baselines:
             place = setups.place(point)
             try:
@@ -219,12 +220,11 @@ class _Tuning:
             there += [] if reason else [point]
             if reason:
                 write(self.stream, *wrapped(f"no peer: {point.text}: {reason}", indent=0))
-        if found.left:
-            write(
-                self.stream,
-                *wrapped(f"not in the finals for want of time or memory: {', '.join(found.left)}", indent=0),
-            )
-        return Finals(setups, tuple(search.finalists(trials)), found._replace(baselines=tuple(there)))
+        places = f", which have {room} {'place' if room == 1 else 'places'} (4 GiB of memory each, 12 at most)"
+        for names, why in ((found.left, " for want of time"), (found.crowded, places)):
+            if names:
+                write(self.stream, *wrapped(f"not in the finals{why}: {', '.join(names)}", indent=0))
+        return Finals(setups, found._replace(baselines=tuple(there)))
 
     def _finals(self, finals: Finals, before: float) -> list[FinalRestart]:
         """Take the restarts of the finals that the budget allows after what was spent before; the first one always."""
@@ -260,7 +260,7 @@ class _Tuning:
                     objective=objective.name,
                     standings=tuple(standings),
                     tied=tied(standings),
-                    least_speedup=least_speedup_of(objective, standings[0], baseline, restarts),
+                    eager=eager_of(objective, standings[0], baseline, restarts),
                     streams=tuple(rates_of(objective, standings[0], restarts)),
                     peers=tuple(peers_of(objective, standings[0], finals.backends(), restarts)),
                     snippet=name,

@@ -288,6 +288,19 @@ def test_the_data_is_stale_for_other_sizes_alone(project: Project, tmp_path: Pat
     assert bool(freshness_of(other, step).reasons) is stale
 
 
+def test_the_last_screen_s_lines_open_an_artifact_of_all_sizes(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They work as they are pasted, and show the ranges of the sizes."""
+    assert main(["manifest", "tiny", "--config", str(project.config_file)]) == 0
+    _, _, after = capsys.readouterr().out.partition("to load what suits this machine, in Python:\n")
+    first, second = (line.removeprefix("  ") for line in after.splitlines()[:2])
+    exec(compile(f"{first}\n{second}\n", "pasted", "exec"), {})  # noqa: S102 - it is our own
+    said = capsys.readouterr().out
+    assert said.startswith("tiny/cpu-x86_64/onnxruntime-fp")
+    assert "AxisRange(name='height', min=24, opt=32, max=48)" in said
+
+
 def test_a_spec_takes_the_samples_of_its_ranges_alone() -> None:
     """An axis with a name and no range takes nothing: no check has shown what it can take."""
     spec = TensorSpec(name="image", shape=("batch", 3, "height"), dtype="float32", layout="NCH")

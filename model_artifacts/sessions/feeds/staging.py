@@ -1,8 +1,8 @@
 """Arrays in ordinary memory → pinned memory, from which the GPU copies while later pieces still come.
 
 A call with arrays in ordinary memory took 6.5 ms at batch 64 where the network took 0.5 (docs/performance.md): one
-thread copied everything before the GPU began. Here several threads copy pieces, and each goes on to the GPU as soon as
-it is there.
+thread copied everything before the GPU began. Here the caller and several threads copy pieces, and each goes on to the
+GPU as soon as it is there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALONE_BYTES = 2**18
 FEWEST_PIECES = 4
 """The fewest pieces that threads share: they wake up in the time of a smaller array's copy."""
 MOST_THREADS = 4
-"""The most threads. More were slower: `benchmarks/host_to_host.py` times other numbers."""
+"""The most threads beside the caller's. More were slower: `benchmarks/host_to_host.py` times other numbers."""
 
 
 def pieces_of(size: int, most: int) -> tuple[slice, ...]:
@@ -42,9 +42,8 @@ def pieces_of(size: int, most: int) -> tuple[slice, ...]:
 
 
 def copier_threads(cores: int) -> int:
-    """Return the number of threads for a host: half of its cores, for others have work, too; 0 for one alone."""
-    wanted = min(MOST_THREADS, cores // 2)
-    return wanted if wanted > 1 else 0
+    """Return the number of threads beside the caller's: together half of a host's cores, for others have work, too."""
+    return min(MOST_THREADS, max(cores // 2 - 1, 0))
 
 
 class Piece(NamedTuple):
@@ -54,6 +53,11 @@ class Piece(NamedTuple):
     """Their place in the target."""
     moves: tuple[tuple[int, slice], ...]
     """Their places one after another, each with an address: that of a source, less the place of its first byte."""
+
+    def copy(self, target: int) -> None:
+        """Copy the bytes to a target's address."""
+        for source, part in self.moves:
+            _move(target, source, part)
 
 
 def pieces_of_several(sources: Sequence[tuple[int, int]], most: int) -> list[Piece]:
@@ -77,23 +81,35 @@ def pieces_of_several(sources: Sequence[tuple[int, int]], most: int) -> list[Pie
 
 
 class _Job:
-    """The copy of one array, whose pieces the threads take. A lock for each piece would cost more than a small copy."""
+    """The copy of one array, whose pieces all take. A lock for each piece would cost more than a small copy."""
 
     def __init__(self, target: int, pieces: Sequence[Piece]) -> None:
         self._target = target
-        self.arrived: SimpleQueue[slice] = SimpleQueue()
+        self._count = len(pieces)
+        self._arrived: SimpleQueue[slice] = SimpleQueue()
         self._pieces = deque(pieces)
         self._inside: list[threading.Lock] = []  # one of each thread, which it holds until it takes no further piece
 
-    def copy(self) -> None:
-        """Copy and report pieces until none is left."""
+    def lead(self, arrived: Callable[[slice], None]) -> None:
+        """Copy pieces in the caller's thread, which no other has to wake first, and report those of all threads."""
+        reported = 0
+        while reported < self._count:
+            if (piece := self._take()) is not None:
+                piece.copy(self._target)
+                arrived(piece.part)
+                reported += 1
+            while reported < self._count and (piece is None or not self._arrived.empty()):
+                arrived(self._arrived.get())
+                reported += 1
+
+    def help(self) -> None:
+        """Copy pieces in a thread of its own until none is left."""
         leaving = threading.Lock()
         with leaving:
             self._inside.append(leaving)  # before it takes a piece, so that `end` knows of it
             while (piece := self._take()) is not None:
-                for source, part in piece.moves:
-                    _move(self._target, source, part)
-                self.arrived.put(piece.part)
+                piece.copy(self._target)
+                self._arrived.put(piece.part)
 
     def end(self) -> None:
         """Take away the pieces that no thread has begun, and wait for the others."""
@@ -116,7 +132,7 @@ class Copiers:
         """Start nothing yet.
 
         Args:
-            count: the number of threads; 0 lets each caller copy by itself; None takes what suits this host.
+            count: the number of threads beside the caller's; 0 lets it copy alone; None takes what suits this host.
         """
         self._count = copier_threads(threads()) if count is None else count
         self._tasks: SimpleQueue[_Job | None] = SimpleQueue()
@@ -162,15 +178,13 @@ class Copiers:
         there = target.ctypes.data
         if alone:
             for piece in pieces:
-                for source, part in piece.moves:
-                    _move(there, source, part)
+                piece.copy(there)
                 arrived(piece.part)
             return
         job = _Job(there, pieces)
         try:
-            self._start(job)
-            for _ in pieces:
-                arrived(job.arrived.get())
+            self._start(job, len(pieces) - 1)
+            job.lead(arrived)
         finally:  # after an error, too, nothing is written to or read from memory that the caller may free
             job.end()
 
@@ -188,8 +202,8 @@ class Copiers:
         """Return True if the caller's own thread copies so many bytes."""
         return self._count < 1 or size <= (FEWEST_PIECES - 1) * PIECE_BYTES
 
-    def _start(self, job: _Job) -> None:
-        """Give a job to all threads. `close` waits meanwhile: without threads, the job would never end."""
+    def _start(self, job: _Job, most: int) -> None:
+        """Give a job to all threads, or as many as it has pieces for. Nothing begins once `close` has."""
         with self._lock:
             if self._closed:
                 raise RunError("the engine is closed, and copies no arrays any more")
@@ -197,12 +211,12 @@ class Copiers:
                 thread = threading.Thread(target=self._work, name=f"copier-{len(self._threads)}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-            for _ in self._threads:
+            for _ in self._threads[:most]:
                 self._tasks.put(job)
 
     def _work(self) -> None:
         while (job := self._tasks.get()) is not None:
-            job.copy()
+            job.help()
 
 
 def _move(target: int, source: int, part: slice) -> None:

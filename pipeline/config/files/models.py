@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MODELS = "models"
 """The key of the list of models, in place of `model`."""
-OWN = ("model", "preprocessing", "data", "gates", "quantization", "leave_unquantized", "release")
+OWN = ("model", "preprocessing", "data", "gates", "rewrites", "quantization", "leave_unquantized", "release")
 """The sections that an entry may have."""
 
 

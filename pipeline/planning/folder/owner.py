@@ -172,14 +172,15 @@ def _own_sections(paths: Paths) -> frozenset[str]:
     """Return the sections whose graphs a point of a search has for itself, and not through links.
 
     A folder of graphs is its own where layers are left in FP16. So are its whole graphs in int8 and fp8 where their
-    pairs or ranges are other ones.
+    pairs or ranges are other ones, and all of them where the network's graph is rewritten.
     """
     whole = [paths.onnx_record(graph) for graph in Graph if graph.precision in QUANTIZED_PRECISIONS]
     if whole[0].parent.is_symlink():
         return frozenset()
-    return frozenset(
-        {"leave_unquantized"} if any(map(Path.is_symlink, whole)) else {"leave_unquantized", "quantization"}
-    )
+    if any(map(Path.is_symlink, whole)):
+        return frozenset({"leave_unquantized"})
+    rewritten = {"rewrites"} if not paths.onnx_record(Graph.FP32).is_symlink() else set[str]()
+    return frozenset({"leave_unquantized", "quantization", *rewritten})
 
 
 def _shared_results(config: Config, own: frozenset[str]) -> dict[str, object]:
@@ -202,6 +203,7 @@ def _results(config: Config) -> dict[str, object]:
         "data": config.data,
         "profiles": (config.axes, config.checked_sizes),  # graphs name the axes, and the data has images of each size
         "io": {item.io.answer for item in config.io if item.io.output is not OutputForm.LOGITS},  # rounding has them
+        "rewrites": config.rewrites,
         "quantization": config.quantization,
         "leave_unquantized": config.leave_unquantized,
         "tensorrt": tensorrt.key_settings,

@@ -8,12 +8,13 @@ from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.host.environment import installed, missing_gpu, now, tools
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
+from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import CPU_TARGET, Backend, Layout, Variant
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.spec import axes_of
-from pipeline.stages.common.console import megabytes, say_outcome
+from pipeline.stages.common.console import say_outcome
 from pipeline.stages.common.outcomes import attempt
 
 if TYPE_CHECKING:
@@ -180,8 +181,8 @@ def _description(artifact: Artifact) -> str:
     if artifact.file is None:
         return ""
     shared = f", the same engine as {artifact.same_as}" if artifact.same_as else ""
-    memory = f", {megabytes(artifact.memory.activation_bytes)} of activations" if artifact.memory else ""
-    size = f"{megabytes(artifact.file.bytes)}{memory}{_contents(artifact.module)}"
+    memory = f", {size_phrase(artifact.memory.activation_bytes)} of activations" if artifact.memory else ""
+    size = f"{size_phrase(artifact.file.bytes)}{memory}{_contents(artifact.module)}"
     return f"{size}, built in {artifact.build_seconds:.1f} s{shared}"
 
 

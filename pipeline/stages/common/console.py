@@ -36,8 +36,3 @@ def say_casts(console: Console, casts: Sequence[TensorCast]) -> None:
     lost = [sum(counts) for counts in zip(*((c.underflow, c.subnormal, c.overflow) for c in casts), strict=True)]
     if any(lost):
         console.say(f"cast: {lost[0]:,} values underflow to zero, {lost[1]:,} become subnormal, {lost[2]:,} overflow")
-
-
-def megabytes(size: int) -> str:
-    """Return a size in bytes as text in megabytes (10^6 bytes)."""
-    return f"{size / 1e6:.1f} MB"

@@ -28,6 +28,8 @@ FILES_VERSION = 1
 
 1 keeps arithmetic on sizes in float32.
 """
+REWRITES_VERSION = 1
+"""Raise it when the same rewrites give another graph."""
 
 
 def export_key(project: Project, graph: Graph) -> Key:
@@ -44,6 +46,7 @@ def export_key(project: Project, graph: Graph) -> Key:
         onnxscript=version("onnxscript"),
         **({"axes": [axis.model_dump(mode="json") for axis in axes]} if (axes := project.config.axes) else {}),
         **({"files": FILES_VERSION} if source.onnx else {}),
+        **({"rewrites": [REWRITES_VERSION, chosen]} if (chosen := project.config.rewrites.chosen) else {}),
         **name_fields(project),
     )
 

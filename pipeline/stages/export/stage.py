@@ -16,6 +16,7 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
+from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import Graph, Task
 from model_artifacts.sessions.torch_model import DTYPES, Typed, TypedInputs, fold_batch_norms
 from pipeline.adapters import onnx_graph, onnx_rewrites
@@ -23,7 +24,7 @@ from pipeline.config.axes import shown_sizes
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord, TensorCast
-from pipeline.stages.common.console import megabytes, say_casts
+from pipeline.stages.common.console import say_casts
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import inputs_at, inputs_of, shape_of, taking
 from pipeline.stages.common.sizes.axes import Axes
@@ -37,6 +38,7 @@ from pipeline.stages.export.agreement import require_agreement
 from pipeline.stages.export.axes import name_outputs
 from pipeline.stages.export.graph import to_onnx
 from pipeline.stages.export.own_graph import make_fp32, narrow, require_dynamic, require_same
+from pipeline.stages.export.rewrites import rewritten
 from pipeline.stages.export.ways import require_every_way
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
 
     Raises:
         ExportError: torch cannot trace the model, its batch size or a dynamic axis is fixed, the result is not valid
-            ONNX or computes something else than the model, or the weights are too large for one file.
+            ONNX or computes something else than the model, the weights are too large for one file, or the graph has
+            nothing for a rewrite of the configuration.
         ConfigError: the inputs have no such dynamic axes, or a range does not fit the samples' own size.
         RecordError: the source's record is missing or damaged.
         StorageError: the results cannot be written.
@@ -91,6 +94,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     exported, casts, batch_norms, conditions = make(project, model, graph)
     if axes:
         name_outputs(exported.graph, axes)
+    exported = rewritten(exported, project.config.rewrites)  # before it is compared with the network
     del model
     gc.collect()  # the exporter's program refers to itself
     path = project.paths.onnx(graph)
@@ -105,7 +109,13 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
                 given = [with_reason(item, reason) for item, reason in zip(expected, reasons, strict=True)]
                 require_agreement(temporary, given, project.command(step))
             remake = partial(_of_network, project, graph=Graph.FP32)
-            require_every_way(project, conditions, graph, temporary, lambda again: remake(again).model)
+            require_every_way(
+                project,
+                conditions,
+                graph,
+                temporary,
+                lambda again: rewritten(remake(again).model, project.config.rewrites),
+            )
     record = OnnxRecord(
         key=key,
         built_at=now(),
@@ -247,7 +257,7 @@ def _require_one_file(model: nn.Module, dtype: torch.dtype) -> None:
 def run(project: Project, graph: Graph, console: Console) -> int:
     """Export a graph, and print its size and the losses of the cast."""
     record = make_onnx(project, restore_model(project), graph)
-    size = megabytes(record.file.bytes)
+    size = size_phrase(record.file.bytes)
     console.say(f"{size}, opset {record.opset}, {record.folded_batch_norms} batch-norms folded")
     say_casts(console, record.casts)
     return 0

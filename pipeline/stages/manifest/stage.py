@@ -288,6 +288,6 @@ def _model(project: Project) -> ManifestModel | None:
 def run(project: Project, _model: str, _console: Console) -> int:
     """Make the manifest, and print the artifacts to deploy and the table of all."""
     manifest = make_manifest(project)
-    place = Place(project.paths.root, devices_here(), f"{project.doit} release", shares_its_folder(project))
+    place = Place(project.paths.root, devices_here(), project.doit, shares_its_folder(project))
     print_manifest(manifest, place, sys.stdout)
     return 0

@@ -97,8 +97,8 @@ def _judge(project: Project, artifact: Artifact) -> Judged:
     variant, data = artifact.variant, project.data()
     if workers := project.plan.workers_of(variant.target):
         raise UnsupportedError(
-            f"the GPU of {workers.worker_kind} decodes on no other machine, and this step runs on no farm: run `doit "
-            "pictures` with `executor: local` on such a GPU"
+            f"the GPU of {workers.worker_kind} decodes on no other machine, and this step runs on no farm: run "
+            f"`{project.doit} pictures` with `executor: local` on such a GPU"
         )
     accuracy = project.accuracy(variant)
     if not accuracy.passed:

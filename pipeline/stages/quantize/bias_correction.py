@@ -26,6 +26,7 @@ from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX
 
 from model_artifacts.sessions.feeds.batches import feed_of
 from model_artifacts.sessions.onnx import run_stand_in
+from pipeline.adapters.rewrites.products import is_product
 from pipeline.stages.quantize.calibration import batch_size
 
 if TYPE_CHECKING:
@@ -213,13 +214,21 @@ def centre_outputs(model: onnx.ModelProto, shifts: Means) -> onnx.ModelProto:
 
 
 def _last_products(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """Return the outputs that a product with a bias of one value a column makes, and the names of these biases."""
+    """Return the outputs that a product with a bias of one value a column makes, and the names of these biases.
+
+    A product that was rewritten as a convolution is one, in front of the flattening that the rewrite adds.
+    """
     made_by = {output: node for node in model.graph.node for output in node.output}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for value in model.graph.output:
         node = made_by.get(value.name)
-        if node is None or node.op_type != "Gemm" or len(node.input) < 3:  # noqa: PLR2004 - input, weights, bias
+        ahead = made_by.get(node.input[0]) if node is not None and node.op_type == "Flatten" else None
+        if ahead is not None and ahead.op_type == "Conv" and is_product(ahead):
+            node = ahead
+        elif node is None or node.op_type != "Gemm":
+            continue
+        if len(node.input) < 3:  # noqa: PLR2004 - input, weights, bias
             continue
         scaled = any(item.name == "beta" and item.f != 1 for item in node.attribute)
         bias, sizes = tensors.get(node.input[2]), value.type.tensor_type.shape.dim

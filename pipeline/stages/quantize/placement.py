@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from model_artifacts.records import Precision
+from pipeline.adapters.rewrites.products import is_product
 from pipeline.config.quantization import QuantizationConfig, RangeMethod
 from pipeline.stages.quantize.groups import is_pooling, last_layers, members
 from pipeline.stages.quantize.rewriting import ACTIVATIONS, MEANS, QUANTIZED_OPERATORS
@@ -148,7 +149,7 @@ def outer_layers(model: onnx.ModelProto, graph: Graph, settings: QuantizationCon
     quantise both.
     """
     layers = [node for node in model.graph.node if node.op_type in QUANTIZED_OPERATORS]
-    outer = [node.name for node in layers if node.op_type != "Conv"][-1:]
+    outer = [node.name for node in layers if is_product(node)][-1:]
     if len(model.graph.output) > 1:
         outer = _last_products(model)
     if settings.last:
@@ -161,9 +162,10 @@ def outer_layers(model: onnx.ModelProto, graph: Graph, settings: QuantizationCon
 def _last_products(model: onnx.ModelProto) -> list[str]:
     """Return the names of the products that are the last layer in front of an output, in the graph's order.
 
-    An output whose last layer is a convolution has none, whatever products lie further in front of it.
+    An output whose last layer is a convolution has none, whatever products lie further in front of it. A product that
+    was rewritten as a convolution stays one.
     """
-    return [node.name for node in last_layers(model) if node.op_type != "Conv"]
+    return [node.name for node in last_layers(model) if is_product(node)]
 
 
 def _ends_in_int8(model: onnx.ModelProto, mean: onnx.NodeProto) -> bool:

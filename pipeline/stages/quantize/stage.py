@@ -19,13 +19,14 @@ from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
 from model_artifacts.host.record_files import refuse_newer
+from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import Graph, Precision
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.onnx_casts import cast
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
-from pipeline.stages.common.console import megabytes, say_casts
+from pipeline.stages.common.console import say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
 from pipeline.stages.quantize.calibration import Images, Kept
@@ -180,14 +181,14 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     if graph.for_x86:
         # Its Q/DQ pairs replace activations, too, so that a node reading in front of a pair would miss its activation.
         kept = {*outer_layers(fp32, graph, settings), *groups}
-        _check_left(left, [node for node in fp32.graph.node if node.name not in kept], graph)
+        _check_left(project, left, [node for node in fp32.graph.node if node.name not in kept], graph)
         _place_apart(project, graph, scratch, left)
         return _Forms(centre_outputs(onnx.load(scratch), _shifts(project, graph, scratch)), left=newly)
     means = _place_apart(project, graph, scratch)
     placed = _placed(graph, scratch, weights, groups)
     spared = {*groups} & {node.name for node in quantized_nodes(_placed(graph, scratch, weights))} if groups else set()
     if left:
-        _check_left(left, quantized_nodes(placed), graph)
+        _check_left(project, left, quantized_nodes(placed), graph)
         placed = leave_idle(leave(placed, weights, left), weights)
     wide = requantize(onnx_graph.to_opset(placed, OPSET), weights, kind)
     if graph.precision is Precision.FP8:
@@ -326,7 +327,7 @@ def quantized_once(project: Project, graph: Graph, images: Images, settings: Qua
         return correct_biases(onnx.load(scratch), weights, means)
 
 
-def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:
+def _check_left(project: Project, left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: Graph) -> None:
     known = [node.name for node in nodes]
     for name in left:
         if name not in known:
@@ -334,7 +335,7 @@ def _check_left(left: Collection[str], nodes: Sequence[onnx.NodeProto], graph: G
             raise QuantizeError(
                 f"leave_unquantized.{graph.precision.value} names {name!r}, which is no quantised node of the graph",
                 expected=f"one of {', '.join(close or known[:3])}{'' if close else ', …'}",
-                fix=f"see all of them with `doit sensitivity:MODEL/{graph.precision.value}`",
+                fix=f"see all of them with `{project.doit} sensitivity:{project.plan.model}/{graph.precision.value}`",
             )
     if all(node.name in left for node in nodes if node.op_type in QUANTIZED_OPERATORS):
         raise QuantizeError(
@@ -353,6 +354,6 @@ def run(project: Project, graph: Graph, console: Console) -> int:
     """Quantise a graph, and print its size and the losses of the cast."""
     record = make_quantized(project, graph)
     second = ", and a form of opset 17" if record.opset17 else ""
-    console.say(f"{megabytes(record.file.bytes)}, opset {record.opset}{second}")
+    console.say(f"{size_phrase(record.file.bytes)}, opset {record.opset}{second}")
     say_casts(console, record.casts)
     return 0

@@ -246,7 +246,8 @@ def _download_or_sample(project: Project, entry: WeightsEnum) -> _Weights:
             log.warning("WARNING: %s", line)
         log.warning("WARNING: falling back to the SAMPLE MODEL: a seeded backbone, its head fitted on digits.")
         log.warning("WARNING: use it to try the pipeline, not for deployment; set `model.weights` for other weights.")
-        log.warning("WARNING: to try the download again, run `python -m pipeline source %s`.", config.model.name)
+        again = project.command(Step("source", project.plan.model))
+        log.warning("WARNING: to try the download again, run `%s`.", again)
         return _sample(config)._replace(awaited_file=network.cached_file(entry).name)
     return _torchvision(project, entry, file)
 

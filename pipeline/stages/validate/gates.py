@@ -351,6 +351,8 @@ _ADVICE = {
     Question.FAITHFUL: "not faithful to the network in this precision: a fault of the library, the build or this host",
     Question.GOOD_ENOUGH: "faithful, but this network loses too much in this precision",
 }
+ORDER = tuple(_ADVICE)
+"""The questions in the order in which reasons tell of them."""
 
 
 def reason_of(checks: tuple[GateCheck, ...]) -> str:

@@ -49,7 +49,7 @@ from pipeline.stages.validate.outputs import (
     largest_loss,
     worst_of,
 )
-from pipeline.stages.validate.sizes.judging import judge_boxes, judge_sizes
+from pipeline.stages.validate.sizes.judging import judge_boxes, judge_sizes, told_of_sizes
 from pipeline.stages.validate.sizes.runs import run_sizes
 from pipeline.stages.validate.yardsticks import reference_checks, yardstick_for
 from pipeline.system.isolation import run_isolated
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from pipeline.stages.common.samples import Load
     from pipeline.stages.validate.batches import BatchSizes
     from pipeline.stages.validate.judgement import Yardstick
-    from pipeline.stages.validate.outputs import Judged
+    from pipeline.stages.validate.outputs import Judged, SizedRun
 
     Logits = npt.NDArray[np.float32]
 
@@ -167,7 +167,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         toolchain=tools(*_TOOLS),
         variant_id=variant.id,
         outcome=Outcome.DONE,
-        reason=_reason(project, checks, worst, judged),
+        reason=_reason(project, checks, ran.sized, worst, judged),
         evaluator=evaluator(artifact, samples, data.validation_samples),
         accuracy=farthest(worst.compared).accuracy,
         accuracies=tuple(item.accuracy for item in worst.compared) if len(spans) > 1 else (),
@@ -181,9 +181,12 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
     )
 
 
-def _reason(project: Project, checks: tuple[GateCheck, ...], worst: Judged, judged: Sequence[Judged]) -> str:
+def _reason(
+    project: Project, checks: tuple[GateCheck, ...], sized: Sequence[SizedRun], worst: Judged, judged: Sequence[Judged]
+) -> str:
     """Return the reason for a rejection, with the worst sample of the first output that fails; empty if all passed."""
-    reason = reason_of(checks)
+    told, more = told_of_sizes(checks, sized)
+    reason = reason_of(told) + more
     if not any(not check.passed and check.question is not Question.REFERENCE for check in checks):
         return reason
     pairs = [pair for run in judged for pair in zip(run.compared, run.verdicts, strict=True)]
@@ -214,14 +217,15 @@ def _run(project: Project, artifact: Artifact) -> Ran:
         run = _WITH_A_BUILDER[backend]
     elif backend.is_module and on_gpu:
         run = _run_module
+    # A processor does not hang as a driver does, and may take hours for 50,000 images.
+    limit = project.config.validation.timeout_seconds if on_gpu else math.inf
     hold = exclusive if _times_kernels(backend) and on_gpu else shared
     with hold(gpu_of(project, artifact) if on_gpu else None):
         return run_isolated(
             run,
             project,
             artifact,
-            # A processor does not hang as a driver does, and may take hours for 50,000 images.
-            timeout_seconds=project.config.validation.timeout_seconds if on_gpu else math.inf,
+            timeout_seconds=min(limit, project.run_seconds),
             rerun=project.command(Step("validate", variant.id)),
         )
 

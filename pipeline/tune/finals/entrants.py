@@ -1,4 +1,4 @@
-"""Trials → all that takes part in the finals, as far as the budget has time for it. Pure."""
+"""Trials → all that takes part in the finals, as far as the budget has time and the host memory. Pure."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ _PEERS = {Backend.INDUCTOR, Backend.ONNXRUNTIME_TENSORRT}
 
 
 class Entrants(NamedTuple):
-    """Entrants of the finals beside the best of each objective and eager FP32."""
+    """Entrants of the finals beside eager FP32."""
 
+    finalists: tuple[Trial, ...] = ()
+    """The best of each objective, in the order of the search."""
     rivals: tuple[Trial, ...] = ()
     """The best trial of each backend that is not among the finalists."""
     streams: tuple[Point, ...] = ()
@@ -31,10 +33,12 @@ class Entrants(NamedTuple):
     baselines: tuple[Point, ...] = ()
     """Baselines of the configuration, which are no answer."""
     left: tuple[str, ...] = ()
-    """Entrants that the budget has no time for, or the host no memory, each as a phrase."""
+    """Entrants that the budget has no time for, each as a phrase."""
+    crowded: tuple[str, ...] = ()
+    """Entrants that the host has no memory for, finalists included, each as a phrase."""
 
 
-NOTHING_ELSE = Entrants()
+NOBODY = Entrants()
 
 
 class _Extra(NamedTuple):
@@ -45,9 +49,9 @@ class _Extra(NamedTuple):
 
 
 def entrants_of(search: Search, trials: Sequence[Trial], plan: Plan, room: int) -> Entrants:
-    """Return what takes part beside the finalists: each in its turn, if all restarts would still end in the budget.
+    """Return what takes part: the finalists, then each other in its turn, if all restarts would end in the budget.
 
-    All have a process at once, so that those beside the finalists must also have room.
+    All have a process at once, so that each must also have room.
 
     Args:
         search: the search.
@@ -55,24 +59,29 @@ def entrants_of(search: Search, trials: Sequence[Trial], plan: Plan, room: int) 
         plan: the plan, whose baselines are peers.
         room: the number of processes that this host has memory for, beside that of eager FP32.
     """
-    count = len(search.finalists(trials)) + 1
-    if count == 1:
-        return NOTHING_ELSE
+    finalists = search.finalists(trials)
+    if not finalists:
+        return NOBODY
+    own, crowded = finalists[:room], [trial.point.text for trial in finalists[room:]]
+    count = len(own) + 1
     seconds = search.budget_seconds - search.spent(trials)
     taken: list[_Extra] = []
     left: list[str] = []
     for extra in _extras(search, trials, plan):
         starts = sum(item.start_seconds for item in [*taken, extra])
-        fits = count + len(taken) <= room
-        if fits and search.final_seconds(trials, count + len(taken) + 1) + starts <= seconds:
-            taken.append(extra)
-        else:
+        if count + len(taken) > room:
+            crowded.append(extra.what)
+        elif search.final_seconds(trials, count + len(taken) + 1) + starts > seconds:
             left.append(extra.what)
+        else:
+            taken.append(extra)
     return Entrants(
+        finalists=tuple(sorted(own, key=lambda trial: trial.number)),
         rivals=tuple(item.trial for item in taken if item.trial),
         streams=tuple(item.point for item in taken if item.point.streams),
         baselines=tuple(item.point for item in taken if not item.trial and not item.point.streams),
         left=tuple(dict.fromkeys(left)),
+        crowded=tuple(dict.fromkeys(crowded)),
     )
 
 

@@ -17,7 +17,7 @@ from model_artifacts.records import Backend, Clock, Layout
 from pipeline.planning.keys import make_key
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_together
-from pipeline.tune.finals.entrants import NOTHING_ELSE, Entrants
+from pipeline.tune.finals.entrants import NOBODY, Entrants
 from pipeline.tune.records import FinalRestart, FinalSet, Point
 from pipeline.tune.trials import VERSION, Waits
 
@@ -35,8 +35,12 @@ class Finals:
     """The restarts of a set of finalists, with eager FP32 beside them where the model has it."""
 
     setups: Setups
-    finalists: tuple[Trial, ...]
-    entrants: Entrants = NOTHING_ELSE
+    entrants: Entrants = NOBODY
+
+    @property
+    def finalists(self) -> tuple[Trial, ...]:
+        """The best of each objective, in the order of the search."""
+        return self.entrants.finalists
 
     @cached_property
     def points(self) -> tuple[Point, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model_artifacts.host.terminal import size_phrase
+
 if TYPE_CHECKING:
     from pipeline.tune.records import Answer, Standing
     from pipeline.tune.setups import Setups
@@ -26,7 +28,7 @@ def comment_of(answer: Answer, winner: Standing) -> str:
     lines = [
         f"Written by `doit tune`: the winner for {answer.objective}, with {kind}:",
         winner.point.subject,
-        f"measured: {value_of(answer.objective, winner)}{rest}; drop {winner.drop:.2%}",
+        f"measured: {value_of(answer.objective, winner)}{clock_of(winner)}{rest}; drop {winner.drop:.2%}",
         "To rebuild it, put this in the place of pipeline.yaml and run `doit`.",
     ]
     return "\n".join(lines)
@@ -35,12 +37,17 @@ def comment_of(answer: Answer, winner: Standing) -> str:
 def value_of(objective: str, standing: Standing) -> str:
     """Return a value with its unit and its interval."""
     if objective == "memory":
-        return f"{standing.value / 1e6:.1f} MB"
+        return size_phrase(standing.value)
     if objective == "throughput":
         ends = _interval(standing, f"{standing.low:,.0f} to {standing.high:,.0f}")
         streams = f", {standing.streams} streams" if standing.streams else ""
         return f"{standing.value:,.0f} images/s ({ends}), batch {standing.batch}{streams}"
     return f"{standing.value:.4g} ms ({_interval(standing, f'{standing.low:.4g} to {standing.high:.4g}')})"
+
+
+def clock_of(standing: Standing) -> str:
+    """Return the clock of a value, after a comma; empty for memory, and for streams, whose number is in the value."""
+    return f", {standing.clock.phrase}" if standing.clock and not standing.streams else ""
 
 
 def _interval(standing: Standing, ends: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.records import CLOCKS, Clock
 from pipeline.stages.benchmark.statistics import interval_of_median
-from pipeline.tune.records import Peer, Standing, StreamRate
+from pipeline.tune.records import Peer, Standing, StreamRate, are_of_a_kind
 from pipeline.tune.search import LATENCY, MEMORY, THROUGHPUT, ranking_of
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from pipeline.tune.records import FinalRestart, FinalSet, Trial
     from pipeline.tune.search import Objective
-
-_ON_GPU = {Clock.GPU_GRAPH, Clock.GPU, Clock.STREAMS}
-"""The clocks that count nothing but work on the GPU: those of two variants may be compared, and not with the host's."""
 
 
 def standings_of(objective: Objective, trials: Sequence[Trial], restarts: Sequence[FinalRestart]) -> list[Standing]:
@@ -120,28 +117,10 @@ def measured_of(
     return best._replace(value=value, low=low, high=high)
 
 
-class Ratio(NamedTuple):
-    """The speed of one entrant as a multiple of another's."""
-
-    value: float
-    least: float | None
-    """The least that both intervals allow; None after one restart, which has none."""
-    most: float | None
-
-
-def _ratio(objective: Objective, winner: Measured, other: Measured, restarts: int) -> Ratio | None:
-    mine, theirs = (winner, other) if objective.kind == LATENCY else (other, winner)  # of rates the larger is faster
-    if not (mine.value and mine.high and mine.low):
-        return None
-    ends = (theirs.low / mine.high, theirs.high / mine.low) if restarts > 1 else (None, None)
-    least, most = (None if end is None else round(end, 3) for end in ends)
-    return Ratio(round(theirs.value / mine.value, 3), least, most)
-
-
-def least_speedup_of(
+def eager_of(
     objective: Objective, winner: Standing, baseline: str | None, restarts: Sequence[FinalRestart]
-) -> float | None:
-    """Return how many times as fast as eager FP32 the winner is at least, by the ends of both intervals.
+) -> Peer | None:
+    """Return how many times as fast as eager FP32 the winner is, by the ends of both intervals.
 
     Args:
         objective: the objective.
@@ -150,16 +129,35 @@ def least_speedup_of(
         restarts: the finals' restarts, in which it took turns with all others.
 
     Returns:
-        the ratio; None for memory, without eager FP32, or after one restart, which has no interval.
+        eager FP32 beside the winner; None for memory, without eager FP32, or after one restart, which has no interval.
     """
     finalists = restarts[0].finalists if len(restarts) > 1 else ()
     index = next((place for place, point in enumerate(finalists) if point.subject == baseline), None)
-    mine = _of(winner)
-    if index is None or mine is None or objective.kind == MEMORY:
+    if index is None or objective.kind == MEMORY:
         return None
-    pair = _by_one_clock(objective, mine, (finalists.index(winner.point), index), restarts)
-    ratio = _ratio(objective, *pair, len(restarts)) if pair else None
-    return ratio.least if ratio else None
+    return _beside(objective, winner, index, restarts)
+
+
+def _beside(objective: Objective, winner: Standing, index: int, restarts: Sequence[FinalRestart]) -> Peer | None:
+    """Return a finalist beside the winner; None if they have no clock in common."""
+    finalists, mine = restarts[0].finalists, _of(winner)
+    pair = _by_one_clock(objective, mine, (finalists.index(winner.point), index), restarts) if mine else None
+    if pair is None:
+        return None
+    own, theirs = pair
+    fast, slow = pair if objective.kind == LATENCY else (theirs, own)  # of rates the larger is faster
+    if not (fast.value and fast.high and fast.low):
+        return None
+    ends = (slow.low / fast.high, slow.high / fast.low) if len(restarts) > 1 else (None, None)
+    least, most = (None if end is None else round(end, 3) for end in ends)
+    return Peer(
+        subject=finalists[index].subject,
+        clock=theirs.clock,
+        winner_clock=own.clock,
+        ratio=round(slow.value / fast.value, 3),
+        least=least,
+        most=most,
+    )
 
 
 def _of(standing: Standing) -> Measured | None:
@@ -171,7 +169,7 @@ def _of(standing: Standing) -> Measured | None:
 def _by_one_clock(
     objective: Objective, winner: Measured, places: tuple[int, int], restarts: Sequence[FinalRestart]
 ) -> tuple[Measured, Measured] | None:
-    """Return the winner and another one, each by the GPU's clocks, or both by that which the host's alone has.
+    """Return the winner and another one, each by its best clock on the GPU, or both by the host's.
 
     Args:
         objective: the objective.
@@ -182,14 +180,11 @@ def _by_one_clock(
     Returns:
         both; None if they have no such clock in common.
     """
-    own, index = places
-    mine, theirs = winner, measured_of(objective, index, restarts)
-    if theirs and mine.clock in _ON_GPU and theirs.clock not in _ON_GPU:
-        found = measured_of(objective, own, restarts, {theirs.clock})
-        return (found, theirs) if found else None
-    if theirs and mine.clock not in _ON_GPU and theirs.clock in _ON_GPU:
-        theirs = measured_of(objective, index, restarts, {mine.clock})
-    return (mine, theirs) if theirs else None
+    theirs = measured_of(objective, places[1], restarts)
+    if theirs is None or are_of_a_kind(winner.clock, theirs.clock):
+        return (winner, theirs) if theirs else None
+    mine, theirs = (measured_of(objective, place, restarts, {Clock.HOST}) for place in places)
+    return (mine, theirs) if mine and theirs else None
 
 
 def peers_of(
@@ -206,30 +201,15 @@ def peers_of(
         backends: the backend of each finalist, by its place in the restarts; those of eager FP32 are left out.
         restarts: the finals' restarts, in which all took turns.
     """
-    mine = _of(winner)
-    if objective.kind == MEMORY or not restarts or mine is None:
+    if objective.kind == MEMORY or not restarts:
         return []
-    places = {point: index for index, point in enumerate(restarts[0].finalists)}
-    own = places[winner.point]
-    best: dict[str, tuple[Measured, Peer]] = {}
+    own = backends[restarts[0].finalists.index(winner.point)]
+    best: dict[str, Peer] = {}
     for index, backend in backends.items():
-        if backend == backends[own]:
-            continue
-        pair = _by_one_clock(objective, mine, (own, index), restarts)
-        ratio = _ratio(objective, *pair, len(restarts)) if pair else None
-        if pair is None or ratio is None:
-            continue
-        theirs = pair[1]
-        peer = Peer(
-            subject=restarts[0].finalists[index].subject,
-            clock=theirs.clock,
-            ratio=ratio.value,
-            least=ratio.least,
-            most=ratio.most,
-        )
-        if backend not in best or ratio.value < best[backend][1].ratio:
-            best[backend] = (theirs, peer)
-    return [peer for _, peer in best.values()]
+        peer = None if backend == own else _beside(objective, winner, index, restarts)
+        if peer and (backend not in best or peer.ratio < best[backend].ratio):
+            best[backend] = peer
+    return list(best.values())
 
 
 def rates_of(objective: Objective, winner: Standing, restarts: Sequence[FinalRestart]) -> list[StreamRate]:
@@ -276,11 +256,12 @@ def _ranked(objective: Objective, keys: Sequence[tuple[int, Clock]]) -> Iterator
 
 
 def tied(standings: Sequence[Standing]) -> int:
-    """Return how many of those behind the winner may be as good: their intervals overlap its own.
+    """Return how many of those behind the winner may be as good: their intervals overlap its own, by a clock like it.
 
-    One restart has no interval, and says nothing of ties.
+    One restart has no interval, and says nothing of ties. Nor does a call by the host's clock beside work on the GPU.
     """
     if not standings or standings[0].restarts == 1:
         return 0
     first = standings[0]
-    return sum(max(first.low, item.low) <= min(first.high, item.high) for item in standings[1:])
+    others = [item for item in standings[1:] if are_of_a_kind(first.clock, item.clock)]
+    return sum(max(first.low, item.low) <= min(first.high, item.high) for item in others)

@@ -38,7 +38,7 @@ MODEL = ManifestModel(
     reference_top1=0.76,
 )
 CPU = "a CPU, 2 cores"
-HERE = Place(Path("artifacts"), frozenset({CPU}), "doit release")
+HERE = Place(Path("artifacts"), frozenset({CPU}), "doit")
 FAST = entry("fast", timing(1, 1.0), device=CPU, file=FileRecord(path="m/fast.onnx", bytes=1_000_000, sha256=SHA))
 BUILT = entry(
     "fp16",
@@ -87,7 +87,9 @@ def test_the_answer_names_an_artifact_for_each_goal_with_its_file_and_the_comman
         "smallest file: cpu-x86_64/fast",
         "1.0 MB on disk",
         "",
-        'to load what suits this machine, in Python: model_artifacts.load("artifacts")',
+        "to load what suits this machine, in Python:",
+        "from model_artifacts import load",
+        'with load("artifacts") as model: print(model.entry.id, model.entry.inputs)',
         "to choose by your bounds: model-artifacts resolve artifacts --max-latency-ms 5",
         "to release all that may be deployed: doit release",
     ]
@@ -138,6 +140,16 @@ def test_nothing_to_deploy_comes_first_with_its_reasons_and_the_next_thing_to_do
         "2 skipped: no NVIDIA driver found",
         "what to do: run `doit` again: each failed step prints its error, and the command that repeats it",
     ]
+
+
+def test_the_next_thing_to_do_names_the_configuration() -> None:
+    """Without it, `doit` would run for another one."""
+    other = HERE._replace(doit="doit config=other.yaml")
+    assert "to release all that may be deployed: doit config=other.yaml release" in _answer(FAST, place=other)
+    for status in (Status.FAILED, Status.BUILT, Status.SKIPPED):
+        entries = entry("bad", status=status, reason="x", device="")
+        assert "what to do: run `doit config=other.yaml` " in " ".join(_answer(entries, place=other))
+        assert "what to do: run `doit` " in " ".join(_answer(entries, place=HERE._replace(doit="")))
 
 
 def test_what_was_not_timed_is_named_without_a_choice() -> None:

@@ -122,7 +122,7 @@ def test_the_smallest_is_by_gpu_memory_where_that_was_measured() -> None:
     a = entry("a", file=FileRecord(path="s", bytes=10, sha256=SHA))
     b = entry("b", device_memory_bytes=5_000_000)
     assert choices_of([a, b])[2].why == "5.0 MB of GPU memory"
-    assert choices_of([a])[2].why == "0.0 MB on disk"
+    assert choices_of([a])[2].why == "10 bytes on disk"
 
 
 def test_what_a_choice_leaves_out_is_said() -> None:

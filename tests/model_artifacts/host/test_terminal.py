@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_artifacts.host.terminal import escaped, one_row, plain, steady_output
+from model_artifacts.host.terminal import escaped, one_row, plain, size_phrase, steady_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +73,20 @@ def test_what_a_terminal_lacks_is_escaped(tmp_path: Path, monkeypatch: pytest.Mo
         with steady_output():
             print("≤ 1 ms")  # noqa: T201 - the subject of the test
     assert (tmp_path / "out").read_text() == "\\u2264 1 ms\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "phrase"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (99_900, "99.9 kB"),
+        (100_000, "0.1 MB"),
+        (5e9, "5000.0 MB"),
+    ],
+    ids=str,
+)
+def test_a_small_size_is_not_told_as_nothing(size: float, phrase: str) -> None:
+    """Below 0.1 MB it is in kB, below 1 kB in bytes."""
+    assert size_phrase(size) == phrase

@@ -223,7 +223,7 @@ def test_the_last_screen_comes_before_a_command_that_follows(
     """The lines of `doit release` are the last ones, and not the table."""
     progress = Progress({}, {}, 1)
     reporter = Reporter(Live(progress), progress)
-    manifest = _task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release", "tiny")})
+    manifest = _task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit", "tiny")})
     reporter.initialize({manifest.name: manifest}, [])
     reporter.add_success(manifest)
     reporter.execute_task(_task("release"))
@@ -243,7 +243,7 @@ def test_errors_are_said_again_below_the_table(
     """A table of many variants takes the error off the screen. Without one it stands just above, and is said once."""
     progress = Progress({}, {}, 1)
     reporter = Reporter(Live(progress), progress)
-    manifest = _task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit release", "tiny")})
+    manifest = _task("manifest:tiny", meta={SCREEN: (built.paths.root, "doit", "tiny")})
     failed = [_task(f"export:tiny/{name}") for name in ("fp32", "fp16", "bf16")]
     for task, error in zip(
         failed, ("bad\n  got:      1\n", "bad\n  got:      1\n", "worse\n" + "  x\n" * 9), strict=True
@@ -270,7 +270,7 @@ def test_last_screens_keep_the_order_of_the_configuration(
     roots = [tmp_path / "a", tmp_path / "b"]
     for root in roots:
         shutil.copytree(built.paths.root, root)
-    first, second = (_task(f"manifest:{root.name}", meta={SCREEN: (root, "doit release", "tiny")}) for root in roots)
+    first, second = (_task(f"manifest:{root.name}", meta={SCREEN: (root, "doit", "tiny")}) for root in roots)
     progress = Progress({}, {}, 1)
     reporter = Reporter(Live(progress), progress)
     reporter.initialize({first.name: first, second.name: second}, [])

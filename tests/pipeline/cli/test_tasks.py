@@ -165,6 +165,7 @@ def test_two_at_once_give_the_same_result(checkout: Path, built: Project) -> Non
         (["buidl"], 'Invalid parameter: "buidl"'),
         (["buidl"], "did you mean `doit build`?"),
         (["lst"], "did you mean `doit list`?"),
+        (["config=pipeline.yaml", "lst"], "did you mean `doit config=pipeline.yaml list`?"),
         ([f"build:{ENGINE}x"], f"did you mean `doit build:{ENGINE}`?"),
         (["confg=other.yaml"], "doit has no variable 'confg'"),
         (["Config=other.yaml"], "did you mean `config=other.yaml`?"),
@@ -245,12 +246,38 @@ def test_prune_lists_and_deletes(finished: Path) -> None:
     engine = finished / "artifacts/tiny/rtx-sm80+/bf16-b1-ws16MiB/model.engine"
     listed = doit(finished, "prune")
     assert (listed.returncode, engine.exists()) == (0, True)
+    assert "nothing was deleted: `doit prune --delete` does" in listed.stdout
+    other = finished / "other.yaml"
+    other.write_text(config.read_text())
+    named = doit(finished, "config=other.yaml", "prune")
+    assert "nothing was deleted: `doit config=other.yaml prune --delete` does" in named.stdout
+    other.unlink()
     assert "rtx-sm80+/bf16-b1-ws16MiB/model.engine\n" in listed.stdout
     assert doit(finished, "prune", "--delete").returncode == 0
     assert not engine.parent.exists()
     assert doit(finished, "manifest").returncode == 0
     manifest = json.loads((finished / "artifacts/manifest.json").read_text())
     assert {entry["precision"] for entry in manifest["artifacts"]} == {"fp32", "fp16", "int8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["verify"], "doit release"),
+        (["config=other.yaml", "verify"], "doit config=other.yaml release"),
+        (["config=other.yaml", "verify", "--model", "tiny"], "doit config=other.yaml release"),
+    ],
+    ids=["pipeline.yaml", "another", "a model of another"],
+)
+def test_verify_without_a_release_names_the_command_that_makes_one(
+    checkout: Path, words: list[str], command: str
+) -> None:
+    """With the configuration: without it, that would be a release of another model."""
+    (checkout / "other.yaml").write_text((checkout / "pipeline.yaml").read_text())
+    done = doit(checkout, *words)
+    assert done.returncode == 1
+    assert f"fix:      run `{command}` first" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_newer_record_stops_doit_by_its_name(finished: Path) -> None:

@@ -252,7 +252,10 @@ def test_misspelt_variant_is_told_the_closest() -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == "no variant 'm/rtx-sm80+/fp23-b1-ws1GiB' in this configuration"
     assert lines[1].startswith("  expected: one of m/rtx-sm80+/fp32-b1-ws1GiB")
-    assert lines[2] == "  fix:      `python -m pipeline plan` lists every step"
+    assert (
+        lines[2]
+        == "  fix:      `python -m pipeline plan` lists every step, with the `--config` of this command if it has one"
+    )
 
 
 def test_variant_like_no_other_is_told_the_first_ones() -> None:

@@ -50,7 +50,7 @@ def test_nothing_is_deleted_unless_asked(copied: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert files(copied) == before
     assert f"would delete: {copied}/artifacts/tiny/rtx-sm80+/bf16-b1-ws16MiB/model.engine" in said
-    assert "nothing was deleted: `doit prune --delete` does" in said
+    assert f"nothing was deleted: `doit config={config} prune --delete` does" in said
 
 
 def test_a_dropped_precision_takes_its_variants_files_and_no_others(copied: Path) -> None:

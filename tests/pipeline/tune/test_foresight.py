@@ -8,11 +8,11 @@ import pytest
 
 from model_artifacts.records import EngineFlavour, Graph, Host
 from pipeline.planning.plan import Plan
-from pipeline.tune.foresight import Foresight, Library, idle_pairs, is_own, left_lines, library_of
+from pipeline.tune.foresight import Foresight, Library, idle_pairs, idle_rewrites, is_own, left_lines, library_of
 from pipeline.tune.records import Choice
 from pipeline.tune.space import BUILDER_CHOICES
 from tests.support.plans import config_of
-from tests.support.quantized_graphs import residual_graph
+from tests.support.quantized_graphs import residual_graph, short_graph
 from tests.support.searches import LEVEL, STREAMS
 
 if TYPE_CHECKING:
@@ -65,6 +65,19 @@ def test_pairs_that_no_setting_moves_are_no_choices(graph: Graph, setting: str, 
     assert found == reason
 
 
+def test_rewrites_of_what_the_network_lacks_are_no_choices() -> None:
+    """The residual network's last product reads an activation; its first convolution reads three channels."""
+    product, channels = (
+        Choice(setting="rewrites.product", value="convolution"),
+        Choice(setting="rewrites.channels", value=4),
+    )
+    foresight = Foresight(PLAN, rewrites=idle_rewrites(residual_graph()))
+    engine = variant_of(Graph.FP32, "tensorrt")
+    assert foresight.refusal(engine, product).startswith("no product of a global pool's output")
+    assert foresight.refusal(engine, channels) == ""
+    assert idle_rewrites(short_graph("conv", "product")) == {}
+
+
 @pytest.mark.parametrize(
     ("section", "choice"),
     [
@@ -75,8 +88,9 @@ def test_pairs_that_no_setting_moves_are_no_choices(graph: Graph, setting: str, 
         ),
         ({"quantization": {"last": True}}, Choice(setting="quantization.last", value=True)),
         ({"torch_tensorrt": {"min_block_size": 1}}, Choice(setting="torch_tensorrt.min_block_size", value=1)),
+        ({"rewrites": {"channels": 4}}, Choice(setting="rewrites.channels", value=4)),
     ],
-    ids=["bytes", "list", "group", "module"],
+    ids=["bytes", "list", "group", "module", "rewrite"],
 )
 def test_what_the_configuration_has_is_no_choice(section: dict[str, object], choice: Choice) -> None:
     """It would be built a second time in a folder of its own."""

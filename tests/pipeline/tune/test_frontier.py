@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given
 
+from model_artifacts.records import Clock
 from pipeline.tune.frontier import effects_of, frontier_of
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import RULE
@@ -63,6 +64,14 @@ def test_a_choice_is_counted_against_the_same_point_without_it() -> None:
     assert (level.compared, level.helped, level.ratio, level.lost) == (2, 2, 0.9, 1)
     assert (streams.compared, streams.note) == (0, "it has none")
     assert effects["int8 in place of fp16"].ratio == 0.5
+
+
+def test_a_call_by_the_host_s_clock_is_no_ratio_to_work_on_the_gpu() -> None:
+    """It counts copies, too: nothing says how often int8 in place of fp16 helped."""
+    called = [item.model_copy(update={"clock": Clock.HOST}) for item in TRIALS[0].screened]
+    mixed = [TRIALS[0].model_copy(update={"screened": tuple(called)}), TRIALS[1]]
+    assert effects_of(mixed, OBJECTIVES, find) == []
+    assert [item.what for item in effects_of(TRIALS, OBJECTIVES, find)] == ["int8 in place of fp16"]
 
 
 def test_a_choice_that_saves_the_gate_is_counted() -> None:

@@ -131,6 +131,19 @@ def test_pairs_and_ranges_have_graphs_of_their_own(setups: Setups) -> None:
     assert variant.graph is Graph.INT8_CPU
 
 
+def test_rewrites_have_all_graphs_for_themselves(setups: Setups) -> None:
+    """The export is made again, and what is made of it; the rounding of a cast is the network's own, and a link."""
+    project = setups.project((Choice(setting="rewrites.channels", value=4),))
+    check_owner(project)
+    assert project.config.rewrites.channels == 4
+    assert [*(project.paths.folder / "onnx").iterdir()] == []
+    files = {path.name for path in (project.paths.folder / "rounding").iterdir()}
+    assert "fp32.json" in files
+    assert not any(name.startswith("int8") for name in files)
+    assert not is_current(project, project.plan.graph_step(Graph.FP32))
+    assert (project.paths.folder / "data").is_symlink()
+
+
 def test_a_winner_without_quantised_graphs_has_no_settings_of_them() -> None:
     """They would be refused beside fp16 alone; int8 keeps them."""
     config = config_of(precisions=["fp16", "int8"], quantization={"calibration": "mse"})

@@ -62,7 +62,7 @@ def test_each_flavour_has_the_settings_that_it_applies() -> None:
         "torch_tensorrt.min_block_size",
     }
     rtx = space_of(Plan(config_of(precisions=["fp16"]), host(H100, flavours=(RTX,))))
-    assert settings(rtx, Backend.TENSORRT) == {"tensorrt.max_aux_streams"}
+    assert settings(rtx, Backend.TENSORRT) == {"tensorrt.max_aux_streams", "rewrites.product", "rewrites.channels"}
 
 
 def test_a_range_serves_every_batch_that_it_takes() -> None:
@@ -107,7 +107,7 @@ def test_quantised_points_could_be_without_groups_of_pairs() -> None:
     assert pairs_of(gpu, "/fp8-b1-ws1GiB") == {"last": True, "first": True, **left}
     space = space_of(gpu)
     (mixed,) = mixed_of(gpu, space).values()
-    assert {item.choice.setting.partition(".")[0] for item in mixed.contender.options} == {"tensorrt"}
+    assert {item.choice.setting.partition(".")[0] for item in mixed.contender.options} == {"tensorrt", "rewrites"}
 
 
 def test_choices_that_are_none_are_told_with_their_reason() -> None:

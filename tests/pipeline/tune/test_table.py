@@ -34,6 +34,11 @@ STANDING = Standing(
 )  # fmt: skip
 
 
+EAGER = Peer(
+    subject="m/gpu/eager-fp32", clock=Clock.GPU, winner_clock=Clock.GPU_GRAPH, ratio=12.0, least=11.0, most=13.0
+)
+
+
 def record_of(*answers: Answer, effects: tuple[Effect, ...] = (), complete: bool = False) -> TuneRecord:
     """Return an answer."""
     return TuneRecord(
@@ -76,8 +81,18 @@ def test_a_trial_that_did_not_pass_shows_its_reason() -> None:
 def test_the_frontier_is_a_table() -> None:
     """A batch size that a trial does not take is empty."""
     lines = frontier_lines([trial_of(1, POINT.with_choice(LEVEL), 0.5, batches=(1,))], OBJECTIVES)
-    assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "MB"]
-    assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "0.0"]
+    assert lines[1].split() == ["variant", "b1", "ms", "b64", "ms", "drop", "kB"]
+    assert lines[2].split() == ["1", "int8-b1", "+1", "0.5", "0.00%", "1.0"]
+    (_, head, row) = frontier_lines([trial_of(1, POINT, 0.5, memory=54_500_000)], OBJECTIVES)
+    assert (head.split()[-1], row.split()[-1]) == ("MB", "54.5")
+
+
+def test_a_small_memory_is_not_told_as_none() -> None:
+    """A file of a tiny network has kilobytes."""
+    trial = trial_of(1, POINT, 0.5, memory=12_345)
+    assert trial_lines(trial, [], 42.0)[-1].endswith(", 12.3 kB")
+    least = STANDING.model_copy(update={"value": 12_345.0, "clock": None, "batch": None, "restarts": 0})
+    assert "    12.3 kB" in answer_lines(record_of(Answer(objective="memory", standings=(least,))))
 
 
 def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
@@ -86,7 +101,7 @@ def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
         objective="latency at batch 1",
         standings=(STANDING, STANDING),
         tied=1,
-        least_speedup=11.0,
+        eager=EAGER,
         snippet="m/tune/x.yaml",
     )
     assert answer_lines(record_of(answer)) == [
@@ -94,7 +109,8 @@ def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
         "  m/gpu/int8-b1",
         "    + tensorrt.optimization_level: 5",
         "    0.1 ms (95 %: 0.09 to 0.11), on the GPU, as a CUDA graph",
-        "    at least 11.00 times as fast as eager FP32 in the same rounds",
+        "    at least 11.00 times as fast as eager FP32 in the same rounds; the winner on",
+        "      the GPU, as a CUDA graph, the other on the GPU, without a CUDA graph",
         "    1 of 1 others tie: the intervals overlap",
         "    to rebuild it: m/tune/x.yaml",
     ]
@@ -118,10 +134,37 @@ def test_the_answer_names_the_winner_its_choices_and_ties() -> None:
 )
 def test_a_peer_has_its_ratio(peer: dict[str, float], expected: str) -> None:
     """A peer that is faster is said to be, and no ratio is claimed that the intervals do not allow."""
-    beside = Peer.model_validate({"subject": "m/gpu/inductor-fp16", "clock": Clock.HOST, **peer})
+    beside = Peer.model_validate(
+        {"subject": "m/gpu/inductor-fp16", "clock": Clock.HOST, "winner_clock": Clock.HOST, **peer}
+    )
     lines = answer_lines(record_of(Answer(objective="latency at batch 1", standings=(STANDING,), peers=(beside,))))
     assert f" {expected}, by the host's clock " in " ".join(line.strip() for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_those_of_another_clock_are_told() -> None:
+    """No tie is told of a call by the host's clock beside work on the GPU."""
+    other = STANDING.model_copy(update={"clock": Clock.HOST})
+    for standings, by in (((STANDING, other), "that of the host"), ((other, STANDING), "the GPU's")):
+        lines = answer_lines(record_of(Answer(objective="latency at batch 1", standings=standings)))
+        assert f"1 of 1 others are ranked by another clock, {by}" in " ".join(line.strip() for line in lines)
+        assert max(map(len, lines)) <= 80
+
+
+def test_times_by_the_host_s_clock_are_marked() -> None:
+    """In a trial's line always, and in the frontier beside others."""
+    times = trial_of(1, POINT, 0.5)
+    called = times.model_copy(
+        update={
+            "number": 2,
+            "screened": tuple(item.model_copy(update={"clock": Clock.HOST}) for item in times.screened),
+        }
+    )
+    assert trial_lines(called, [], 42.0)[-1].endswith(", by the host's clock")
+    lines = frontier_lines([times, called], OBJECTIVES)
+    assert [line.split()[2:4] for line in lines[2:4]] == [["0.5", "4"], ["0.5h", "4h"]]
+    assert lines[4] == "h: by the host's clock, which counts copies; all others on the GPU alone"
+    assert "0.5h" not in " ".join(frontier_lines([called], OBJECTIVES))
 
 
 def test_rates_have_their_number_of_streams() -> None:
@@ -135,8 +178,9 @@ def test_rates_have_their_number_of_streams() -> None:
 
 def test_a_speed_up_that_noise_could_make_is_not_claimed() -> None:
     """Nothing is claimed if the intervals of the winner and of eager FP32 overlap, or eager FP32 is the faster one."""
-    lines = answer_lines(record_of(Answer(objective="throughput", standings=(STANDING,), least_speedup=0.9)))
-    assert "    not proven faster than eager FP32 by the intervals of the same rounds" in lines
+    eager = EAGER.model_copy(update={"least": 0.9, "winner_clock": Clock.GPU})
+    lines = answer_lines(record_of(Answer(objective="throughput", standings=(STANDING,), eager=eager)))
+    assert "    not proven faster than eager FP32 by the intervals of the same rounds, on" in lines
 
 
 def test_one_restart_claims_no_interval() -> None:

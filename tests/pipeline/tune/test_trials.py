@@ -9,17 +9,20 @@ import pytest
 from model_artifacts.errors import NewerRecordError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import SCHEMA_VERSION, Setting
+from pipeline.records import Outcome
+from pipeline.stages.validate import stage as validation
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.setups import Setups
 from pipeline.tune.trials import Trials, drop_of, refusal_of, screening_of
 from tests.support.records import with_digest
-from tests.support.searches import LEVEL, STREAMS
+from tests.support.searches import LEVEL, STREAMS, never_ends
 
 if TYPE_CHECKING:
     from pipeline.planning.project import Project
 
 pytestmark = pytest.mark.skipif(not missing_driver(), reason="a search on a GPU is in tests/gpu")
 ENGINE, INT8 = "tiny/rtx-sm80+/fp32-b1-ws16MiB", "tiny/cpu-x86_64/onnxruntime-int8-cpu"
+FP32 = "tiny/cpu-x86_64/onnxruntime-fp32"
 
 
 def test_a_setting_that_the_library_lacks_ends_a_trial_after_the_build(copied_search: Project) -> None:
@@ -166,3 +169,27 @@ def test_what_missed_its_gate_has_no_latency(searched: Project) -> None:
     """In any record of the search."""
     records = [searched.read(path, Trial) for path in (searched.paths.tune / "trials").glob("*.json")]
     assert all(bool(trial.screened) == trial.passed for trial in records)
+
+
+def test_a_validation_that_hangs_ends_with_the_budget_and_is_tried_again(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor, too, where `doit` gives it all the time that it takes. No loss is recorded, and none is timed."""
+    store = Trials(Setups(copied_search))
+    kept = [trial for trial in store.read() if trial.point.subject != FP32]
+    place = store.setups.place(Point(subject=FP32))
+    accuracy = place.project.paths.accuracy(place.variant)
+    before = place.project.accuracy(place.variant)
+    accuracy.unlink()
+    with monkeypatch.context() as hanging:
+        hanging.setattr(validation, "_run_onnx_or_on_cpu", never_ends)
+        hanging.setattr("pipeline.tune.trials._LEAST_SECONDS", 1.0)
+        cut = store.make(Point(subject=FP32), kept, 0.0)
+    assert (cut.verdict, cut.cut, cut.screened, cut.drop) == (TrialVerdict.FAILED, True, (), None)
+    assert cut.reason == "the budget ended its validation after 1 s; a larger --budget tries it again"
+    assert cut.seconds >= 1.0
+    assert place.project.accuracy(place.variant).outcome is Outcome.FAILED
+    assert [trial.point.subject for trial in store.read()].count(FP32) == 0
+    again = store.make(Point(subject=FP32), kept, 600.0)
+    assert (again.verdict, again.cut) == (TrialVerdict.PASSED, False)
+    assert place.project.accuracy(place.variant).accuracy == before.accuracy

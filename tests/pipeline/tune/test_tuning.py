@@ -15,12 +15,15 @@ from model_artifacts.host.environment import missing_driver
 from pipeline.config.settings import Executor
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
+from pipeline.stages.validate import stage as validation
 from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
 from pipeline.tune.repair import RULE
 from pipeline.tune.search import Search
+from pipeline.tune.trials import Rest
 from pipeline.tune.tuning import Wishes, tune
 from tests.conftest import REPOSITORY
 from tests.pipeline.tune.conftest import HOUR
+from tests.support.searches import never_ends
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +122,18 @@ def test_a_drop_that_is_accepted_is_a_bound_of_its_own(searched_folder: Path, tm
     assert sorted(project.paths.tune.glob("*.yaml")) == []  # no winner of the former bound is left
 
 
+def test_a_finalist_without_a_place_is_named(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has memory for one, which is the best for latency; the other takes no part."""
+    first, other = record_of(copied_search).answers[0].standings
+    monkeypatch.setattr("pipeline.tune.tuning.host_memory_bytes", lambda: 4 * 2**30)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("latency",)), stream)
+    (standing,) = record.answers[0].standings
+    (left,) = {first.point, other.point} - {standing.point}
+    said = f"not in the finals, which have 1 place (4 GiB of memory each, 12 at most): {left.text}"
+    assert "".join(said.split()) in "".join(stream.getvalue().split())  # it is wrapped
+
+
 def test_a_repair_that_the_budget_ends_is_not_the_end(copied_search: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others are tried, the answer is theirs, and the record says that more budget goes on."""
     tuned = copied_search.paths.tune
@@ -131,6 +146,23 @@ def test_a_repair_that_the_budget_ends_is_not_the_end(copied_search: Project, mo
     assert "no repair of int8: no result within the limit of 0.001 s" in stream.getvalue()
     assert not record.complete
     assert [standing.point.subject for standing in record.answers[0].standings] == [FP32]
+
+
+def test_a_validation_that_the_budget_ends_is_not_the_end(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screen says so, the answer is another's, and more budget goes on."""
+    lost = next(trial for trial in trials_of(copied_search) if trial.point.subject == FP32)
+    (copied_search.paths.tune / "trials" / f"{lost.number:04}.json").unlink()
+    copied_search.paths.accuracy(copied_search.plan.variant(FP32)).unlink()
+    monkeypatch.setattr(validation, "_run_onnx_or_on_cpu", never_ends)
+    monkeypatch.setattr(Rest, "seconds", 1.0)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("memory",)), stream)
+    assert "failed: the budget ended its validation after 1 s; a larger --budget" in stream.getvalue()
+    assert not record.complete
+    (answer,) = record.answers
+    assert {standing.point.subject for standing in answer.standings}.isdisjoint({FP32})
     assert record_of(copied_search) == record
 
 

@@ -37,6 +37,8 @@ BATCH = "batch"
 _TORCH = Path(torch.__file__).parent
 _SMALLEST = 2
 """torch takes each dynamic size for at least 2. That is no condition of the network's."""
+_TOO_LARGE = 2**62
+"""The least number that could wrap around: float64, which tells it, rounds what lies just below 2**63."""
 _QUESTIONS = (
     (torch.SymBool, "__bool__"),
     (torch.SymBool, "__int__"),
@@ -49,7 +51,38 @@ _QUESTIONS = (
 
 
 class _Integers(TensorReferenceAnalysis):
-    """Formulas of sizes at many sizes at once, with the operators that torch's class leaves out."""
+    """Formulas of sizes at many sizes at once, with the operators that torch's class leaves out.
+
+    Whole numbers of torch's wrap around at 2**63, and those of Python do not: what could wrap is refused.
+    """
+
+    @staticmethod
+    def add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return _unwrapped(torch.add, a, b)
+
+    @staticmethod
+    def sub(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return _unwrapped(torch.sub, a, b)
+
+    @staticmethod
+    def mul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return _unwrapped(torch.mul, a, b)
+
+    @staticmethod
+    def pow_by_natural(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return _unwrapped(torch.pow, a, b)
+
+    @staticmethod
+    def trunc_to_int(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _small(x.trunc()).to(dtype)
+
+    @staticmethod
+    def ceil_to_int(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _small(x.ceil()).to(dtype)
+
+    @staticmethod
+    def floor_to_int(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return _small(x.floor()).to(dtype)
 
     @staticmethod
     def mod(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # torch's raises
@@ -64,6 +97,31 @@ class _Integers(TensorReferenceAnalysis):
     @staticmethod
     def sqrt(a: torch.Tensor) -> torch.Tensor:
         return a.double().sqrt()
+
+
+def _unwrapped(
+    operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], a: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:
+    """Return the result of an operation; refuse whole numbers that could wrap around, by the same in float64.
+
+    Raises:
+        OverflowError: a result is too large.
+    """
+    found = operation(a, b)
+    if not found.is_floating_point():
+        _small(operation(a.double(), b.double()))
+    return found
+
+
+def _small(numbers: torch.Tensor) -> torch.Tensor:
+    """Return numbers, none of which is too large for a whole number of 64 bits.
+
+    Raises:
+        OverflowError: one is.
+    """
+    if bool((numbers.abs() >= _TOO_LARGE).any()):
+        raise OverflowError(f"a number of {float(numbers.abs().max()):.3g} at some size")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -111,7 +169,7 @@ class Condition:
             raise out_of_memory(exc) or ExportError(
                 "forward asks for a size by a formula that this project cannot look through",
                 where=str(self),
-                expected="arithmetic of whole numbers below 2**63, and roundings to whole numbers",
+                expected="arithmetic of whole numbers below 2**62, and roundings to whole numbers",
                 got=f"{self.formula}: {one_line(exc)}",
                 fix="write the condition with whole numbers, or take the branch on the size out of forward",
             ) from exc

@@ -120,19 +120,26 @@ def make_graph_source(project: Project, name: str) -> SourceRecord:
         task=task,
         sample_shape=tried.shapes[0] if task.has_parts and not several else None,
         named_outputs=tuple(map(tensor_spec, several, tried.shapes)),
-        onnx=OnnxSource(
-            input=plain[0],
-            output=None if several else outputs[0],
-            opset=onnx_graph.opset_of(model),
-            batch=tried.batch,
-            widened=types,
-            own_distance=own.distance,
-            uncompared=own.uncompared,
-        ),
+        onnx=_described(model, plain[0], outputs, types, tried.batch, own),
         named_inputs=specs_of(spec),
         samples=store_samples(project, spec),
     )
     return project.write(project.paths.source, record)
+
+
+def _described(  # noqa: PLR0913 - the facts of a file
+    model: onnx.ModelProto, first: str, outputs: Sequence[str], types: tuple[str, ...], batch: int | None, own: OwnRun
+) -> OnnxSource:
+    """Return what the record says of a file: its first input, its only output, and how it was run."""
+    return OnnxSource(
+        input=first,
+        output=outputs[0] if len(outputs) == 1 else None,
+        opset=onnx_graph.opset_of(model),
+        batch=batch,
+        widened=types,
+        own_distance=own.distance,
+        uncompared=own.uncompared,
+    )
 
 
 def _store(  # noqa: PLR0913 - two graphs, and how they are run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from model_artifacts.records import Question, Task
 from pipeline.config.axes import PICTURE_AXES, shown_sizes
 from pipeline.stages.common.rows import nearest
+from pipeline.stages.validate.gates import ORDER
 from pipeline.stages.validate.judgement import judge_logits
 from pipeline.stages.validate.metrics import measure
 from pipeline.stages.validate.outputs import labelled
@@ -61,7 +63,7 @@ def judge_sizes(  # noqa: PLR0913 - the runs, their truth, and two measures
         got, want = run.rows[:, here.columns], run.reference[:, here.columns]
         truth = None if labels is None else _truth_at(_cut(labels[: len(run.rows)], axes, run), here, own.task)
         accuracy = measure(got, want, truth if own.task is Task.CLASSIFICATION else None, own.names, own.task)
-        where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
+        where = _where(run)
         judged = judge_logits(got, want, truth, accuracy, own)
         checks += [
             check.model_copy(update={"metric": check.metric + where})
@@ -94,9 +96,51 @@ def judge_boxes(
         if truth is not None:
             truth[..., :4] *= np.array([width / detector.size[1], height / detector.size[0]] * 2)
         judged = detector.at(run.spans, (height, width)).judge(run.rows, run.reference, truth, gates, is_part=True)
-        where = f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
+        where = _where(run)
         checks += [check.model_copy(update={"metric": check.metric + where}) for check in judged.checks]
     return tuple(checks)
+
+
+def told_of_sizes(checks: Sequence[GateCheck], runs: Sequence[SizedRun]) -> tuple[tuple[GateCheck, ...], str]:
+    """Return the failed checks to tell where several runs at other sizes fail: the worst's alone, the others counted.
+
+    The worst is farthest from FP32 by its relative L2; where none tells that, it is the first.
+
+    Args:
+        checks: all checks.
+        runs: the runs at other sizes.
+
+    Returns:
+        the failed checks of the question that failed first, and the number of runs left out as a phrase, or nothing.
+    """
+    failed = [check for check in checks if not check.passed]
+    first = next((question for question in ORDER if any(check.question is question for check in failed)), None)
+    failed = [check for check in failed if check.question is first]
+    places = dict.fromkeys(_where(run) for run in runs)
+    of_place = {place: [check for check in failed if check.metric.endswith(place)] for place in places}
+    failing = [place for place, found in of_place.items() if found]
+    if len(failing) <= 1:
+        return tuple(failed), ""
+    worst = max(failing, key=lambda place: max(map(_distance, of_place[place])))
+    left = {id(check) for place in failing if place != worst for check in of_place[place]}
+    more = f"; so do {len(failing) - 1} more of the {len(places)} runs at other sizes, of which this is the worst"
+    return tuple(check for check in failed if id(check) not in left), more
+
+
+def _where(run: SizedRun) -> str:
+    """Return the end of the names of a run's checks."""
+    return f" at {shown_sizes(run.samples.sizes)} in batches of {run.batch}"
+
+
+def _distance(check: GateCheck) -> float:
+    """Return the distance of a check of it; below all of them for another check, above for one that is no number."""
+    if _SHOWN not in check.metric:
+        return -1.0
+    try:
+        value = float(check.value)
+    except ValueError:
+        return math.inf
+    return math.inf if math.isnan(value) else value
 
 
 def _cut(labels: npt.NDArray[Any], axes: Sequence[str | None], run: SizedRun) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from model_artifacts.records import Backend, Clock, Host
 from pipeline.planning.plan import Plan
-from pipeline.tune.finals.entrants import NOTHING_ELSE, entrants_of
+from pipeline.tune.finals.entrants import NOBODY, entrants_of
 from pipeline.tune.records import STREAM_SETTING, Choice, ScreenedBatch, Trial
 from pipeline.tune.search import Search
 from pipeline.tune.space import Contender, Space
@@ -52,7 +52,8 @@ def test_all_take_part_with_time_enough() -> None:
         (Backend.ONNXRUNTIME_TENSORRT, "int8"),
         (Backend.INDUCTOR, "fp16"),
     ]
-    assert found.left == ()
+    assert [trial.number for trial in found.finalists] == [1, 2]
+    assert found.left == found.crowded == ()
 
 
 def test_what_there_is_no_time_for_is_named() -> None:
@@ -71,14 +72,27 @@ def test_what_there_is_no_time_for_is_named() -> None:
 def test_no_more_take_part_than_the_host_has_memory_for() -> None:
     """All have a process at once; finalists are never left out for others."""
     found = entrants_of(SEARCH, TRIALS, PLAN, 4)
-    assert len(SEARCH.finalists(TRIALS)) == 2
-    assert ([point.streams for point in found.streams], found.rivals) == ([2, 8], ())
-    assert entrants_of(SEARCH, TRIALS, PLAN, 1).streams == ()
+    assert len(found.finalists) == 2
+    assert ([point.streams for point in found.streams], found.rivals, found.left) == ([2, 8], (), ())
+    assert found.crowded[:3] == ("2 streams", "8 streams", "dynamo-fp16")
+    assert entrants_of(SEARCH, TRIALS, PLAN, 2).streams == ()
+
+
+def test_finalists_have_room_the_best_of_each_objective_first() -> None:
+    """The fastest for one image and the smallest come before the second for one image."""
+    small = trial_of(9, contender("int8-b64").point, 8.0, memory=10)
+    trials = [*TRIALS, small]
+    assert [trial.number for trial in SEARCH.finalists(trials)] == [1, 9, 2]
+    found = entrants_of(SEARCH, trials, PLAN, 2)
+    assert ([trial.number for trial in found.finalists], found.crowded[0]) == ([1, 9], "gpu/fp16-b1")
+    assert {"2 streams", "dynamo-fp16"} <= {*found.crowded}
+    assert found.left == ()
+    assert [trial.number for trial in entrants_of(SEARCH, trials, PLAN, 1).finalists] == [1]
 
 
 def test_without_finalists_nothing_takes_part() -> None:
     """Nothing has passed; or the host has no GPU, whose baselines could."""
-    assert entrants_of(SEARCH, [], PLAN, ROOM) == NOTHING_ELSE
+    assert entrants_of(SEARCH, [], PLAN, ROOM) == NOBODY
     processor = Plan(config_of(precisions=["fp16", "int8"], benchmark=LISTED), Host())
     assert entrants_of(SEARCH, TRIALS, processor, ROOM).baselines == ()
 

@@ -11,7 +11,7 @@ from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import Clock
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.tune.finals.entrants import NOTHING_ELSE
+from pipeline.tune.finals.entrants import Entrants
 from pipeline.tune.finals.restarts import Finals
 from pipeline.tune.records import STREAM_SETTING, Choice, Trial
 from pipeline.tune.setups import Setups
@@ -26,7 +26,7 @@ def finals_of(project: Project) -> Finals:
     """Return the finals of all trials that passed."""
     paths = sorted((project.paths.tune / "trials").glob("*.json"))
     passed = [trial for path in paths if (trial := project.read(path, Trial)).passed]
-    return Finals(Setups(project), tuple(passed))
+    return Finals(Setups(project), Entrants(tuple(passed)))
 
 
 def test_eager_fp32_takes_its_turn_beside_the_finalists(searched: Project) -> None:
@@ -58,15 +58,15 @@ def test_a_damaged_restart_and_those_after_it_are_taken_again(searched_folder: P
 
 def test_without_finalists_there_are_no_finals(searched: Project) -> None:
     """Nothing has passed."""
-    assert Finals(Setups(searched), ()).read() == []
-    assert Finals(Setups(searched), ()).points == ()
+    assert Finals(Setups(searched)).read() == []
+    assert Finals(Setups(searched)).points == ()
 
 
 def test_all_that_takes_part_is_in_the_key(searched: Project) -> None:
     """Other entrants are other finals; eager FP32 stays the last."""
     plain = finals_of(searched)
     eight = plain.points[0].with_choice(Choice(setting=STREAM_SETTING, value=8))
-    other = Finals(plain.setups, plain.finalists, NOTHING_ELSE._replace(streams=(eight,)))
+    other = Finals(plain.setups, plain.entrants._replace(streams=(eight,)))
     assert other.points == (*plain.points[:-1], eight, plain.points[-1])
     assert other.key != plain.key
     assert other.read() == []
@@ -77,7 +77,7 @@ def test_the_same_artifact_takes_turns_with_itself(searched_folder: Path, tmp_pa
     shutil.copytree(searched_folder, tmp_path / "copy", symlinks=True)
     plain = finals_of(Project.load(tmp_path / "copy" / "pipeline.yaml", STAGES))
     eight = plain.points[0].with_choice(Choice(setting=STREAM_SETTING, value=8))
-    finals = Finals(plain.setups, plain.finalists[:1], NOTHING_ELSE._replace(streams=(eight,)))
+    finals = Finals(plain.setups, Entrants(plain.finalists[:1], streams=(eight,)))
     taken = finals.take(1)
     assert finals.read() == [taken]
     assert taken.failures == ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import Clock, Key
-from pipeline.tune.finals.standings import least_speedup_of, peers_of, rates_of, standings_of, tied
+from pipeline.tune.finals.standings import eager_of, peers_of, rates_of, standings_of, tied
 from pipeline.tune.records import STREAM_SETTING, Choice, FinalRestart, FinalSet, Point, TrialVerdict
 from tests.support.searches import OBJECTIVES, contender, trial_of
 
@@ -96,14 +96,19 @@ def test_a_speed_up_is_what_the_intervals_allow_at_least() -> None:
     """The second finalist stands for eager FP32. One restart has no interval, and memory no speed-up."""
     restarts = [restart(1, 1.0, 4.0), restart(2, 1.0, 4.0)]
     winner = standings_of(LATENCY, TRIALS, restarts)[0]
-    assert least_speedup_of(LATENCY, winner, FP16.subject, restarts) == 4.0
+    eager = eager_of(LATENCY, winner, FP16.subject, restarts)
+    assert eager
+    assert (eager.least, eager.clock, eager.winner_clock) == (4.0, Clock.GPU_GRAPH, Clock.GPU_GRAPH)
     rate = standings_of(THROUGHPUT, TRIALS, restarts)[0]
-    assert least_speedup_of(THROUGHPUT, rate, FP16.subject, restarts) == 4.0
-    noisy = [restart(1, 1.0, 4.0), restart(2, 1.0, 8.0)]
-    assert (least_speedup_of(LATENCY, winner, FP16.subject, noisy) or 0) < 4.0
-    assert least_speedup_of(LATENCY, winner, FP16.subject, restarts[:1]) is None
-    assert least_speedup_of(LATENCY, winner, "m/gpu/none", restarts) is None
-    assert least_speedup_of(MEMORY, winner, FP16.subject, restarts) is None
+    eager = eager_of(THROUGHPUT, rate, FP16.subject, restarts)
+    assert eager
+    assert eager.least == 4.0
+    noisy = eager_of(LATENCY, winner, FP16.subject, [restart(1, 1.0, 4.0), restart(2, 1.0, 8.0)])
+    assert noisy
+    assert (noisy.least or 0) < 4.0
+    assert eager_of(LATENCY, winner, FP16.subject, restarts[:1]) is None
+    assert eager_of(LATENCY, winner, "m/gpu/none", restarts) is None
+    assert eager_of(MEMORY, winner, FP16.subject, restarts) is None
 
 
 EIGHT = INT8.point.with_choice(Choice(setting=STREAM_SETTING, value=8))
@@ -185,7 +190,9 @@ def test_a_winner_of_the_host_s_clock_meets_its_peers_by_that_clock() -> None:
     winner = standings_of(BIG, TRIALS, restarts)[0]
     (peer,) = peers_of(BIG, winner, {0: "onnxruntime", 1: "tensorrt"}, restarts)
     assert (peer.clock, peer.ratio, peer.least, peer.most) == (Clock.HOST, 2.5, 2.5, 2.5)
-    assert least_speedup_of(BIG, winner, engine.subject, restarts) == 2.5
+    eager = eager_of(BIG, winner, engine.subject, restarts)
+    assert eager
+    assert (eager.least, eager.clock, eager.winner_clock) == (2.5, Clock.HOST, Clock.HOST)
 
 
 def test_a_peer_without_a_time_in_common_is_left_out() -> None:
@@ -194,3 +201,40 @@ def test_a_peer_without_a_time_in_common_is_left_out() -> None:
     restarts = timed(finalists, (0, Clock.GPU_GRAPH, 1.0, None), (1, Clock.HOST, 6.0, None))
     winner = standings_of(BIG, TRIALS, restarts)[0]
     assert peers_of(BIG, winner, {0: "tensorrt", 1: "onnxruntime"}, restarts) == []
+
+
+def test_two_clocks_on_the_gpu_are_both_told() -> None:
+    """Eager FP32 has no CUDA graph, and its ratio to an engine that has one says so."""
+    restarts = timed((INT8.point, FP16.point), (0, Clock.GPU_GRAPH, 1.0, None), (1, Clock.GPU, 4.0, None))
+    eager = eager_of(BIG, standings_of(BIG, TRIALS, restarts)[0], FP16.subject, restarts)
+    assert eager
+    assert (eager.least, eager.winner_clock, eager.clock) == (4.0, Clock.GPU_GRAPH, Clock.GPU)
+
+
+@pytest.mark.parametrize(
+    ("host_ms", "winner"), [(1.0, 1), (1.2, 2)], ids=["shorter with its copies", "longer with its copies"]
+)
+def test_the_host_s_clock_wins_only_if_even_that_is_shorter(host_ms: float, winner: int) -> None:
+    """And ties with no work on the GPU, though the intervals overlap: they are of different intervals of time."""
+    sets = (
+        (0, Clock.HOST, host_ms, host_ms),
+        (1, Clock.GPU_GRAPH, 1.1, 0.9),
+    )
+    plain = restart(1).model_copy(update={"finalists": (INT8.point, FP16.point)})
+    restarts = [
+        plain.model_copy(
+            update={
+                "restart": number + 1,
+                "sets": tuple(
+                    FinalSet(finalist=index, batch=64, clock=clock, rounds_ms=(times[number], times[number], 1.1))
+                    for index, clock, *times in sets
+                ),
+            }
+        )
+        for number in (0, 1)
+    ]
+    standings = standings_of(BIG, TRIALS, restarts)
+    assert standings[0].trial == winner
+    low, high = (max(item.low for item in standings), min(item.high for item in standings))
+    assert low <= high
+    assert tied(standings) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -135,6 +136,32 @@ def test_sizes_are_drawn_alike() -> None:
     assert many == drawn_sizes(AXES)
     assert len(many) == 8
     assert drawn_sizes(()) == []
+
+
+@pytest.mark.parametrize(
+    ("formula", "got"),
+    [
+        (sympy.Eq(sympy.Mod(HEIGHT**30, 7), 1), "a number of 4.24e+28"),
+        (sympy.Eq(sympy.Mod(HEIGHT**10 * WIDTH**12, 7), 1), "a number of 3.11e+22"),
+        (sympy.Eq(sympy.Mod(HEIGHT**19 + 2 * WIDTH**17, 7), 1), "a number of 5.79e+18"),
+        (sympy.Gt(sympy.floor(HEIGHT**9 * WIDTH**10 / 2.0), 3), "a number of "),
+    ],
+    ids=["a power", "a product", "a sum", "a rounding"],
+)
+def test_a_whole_number_that_would_wrap_around_is_refused(formula: Any, got: str) -> None:
+    """9 ** 30 is a number of 96 bits in Python, and another one in int64: a way at some size would be missed."""
+    asked = Condition(formula, holds=False, line="model.py:3: if height ** 30 % 7 == 1:")
+    with pytest.raises(ExportError, match=f"(?s)cannot look through.*model.py:3.*{re.escape(got)}"):
+        list(other_ways([asked], RANGES, lambda _: []))
+
+
+def test_large_whole_numbers_that_do_not_wrap_are_exact() -> None:
+    """9 ** 19 is above 2 ** 60, and no float64."""
+    asked = Condition(sympy.Eq(HEIGHT**19, 9**19), holds=False)
+    found = [trial.sizes for trial in other_ways([asked], RANGES, lambda _: [Condition(asked.formula)])]
+    assert found == [(("height", 9),)]
+    off_by_one = Condition(sympy.Eq(HEIGHT**19, 9**19 - 1), holds=False)
+    assert list(other_ways([off_by_one], RANGES, lambda _: [])) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs for faster kernels: they compute the same, in another form. Pure."""

@@ -1,0 +1,1 @@
+"""Sections of `pipeline.yaml` about the form of ONNX graphs."""

@@ -1,0 +1,1 @@
+"""Tests of the sections about the form of graphs."""
