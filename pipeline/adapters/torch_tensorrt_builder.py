@@ -245,6 +245,28 @@ def _of_fewer_sizes(exc: Exception, request: ModuleRequest) -> BuildError | None
     )
 
 
+def _require_resizes(program: torch.export.ExportedProgram, request: ModuleRequest) -> None:
+    """Refuse resizes to a size of the input beside a range of batches.
+
+    Torch-TensorRT's converter raises a TypeError there (2.11 to 2.14, `get_shape_with_dynamic_shape`). Left in PyTorch,
+    such a resize would get its sizes from an engine, as tensors on the GPU.
+    """
+    resizes = [
+        str(node.target)
+        for node in program.graph.nodes
+        if node.op == "call_function" and "upsample" in str(node.target)
+        if any(isinstance(size, torch.fx.Node) for size in node.args[1] or ())
+    ]
+    if resizes and not request.profile.is_fixed:
+        raise UnsupportedError(
+            "Torch-TensorRT resizes to a size of the input in batches of one size alone",
+            expected="a profile with one batch size beside the other axes",
+            got=f"{resizes[0]} in batches of {request.profile.min} to {request.profile.max}",
+            fix="write such a profile for modules, as `{batch: 8, height: …}` in `profiles` and in "
+            "`torch_tensorrt.profiles`; or resize by `scale_factor`",
+        )
+
+
 def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest) -> Compiled:
     """Trace a module and build its engines.
 
@@ -255,11 +277,12 @@ def compile_ahead(library: ModuleType, module: nn.Module, request: ModuleRequest
 
     Raises:
         BuildError: torch cannot trace the module, or TensorRT cannot build its engines.
-        UnsupportedError: this version cannot save such a module.
+        UnsupportedError: this version cannot convert or save such a module.
     """
     _require_saving(library, request)
-    options = options_of(request, known_settings(library), tunes=times_tactics())
     program = trace(module, request, device_of(request.gpu))
+    _require_resizes(program, request)
+    options = options_of(request, known_settings(library), tunes=times_tactics())
     device = library.Device(gpu_id=request.gpu.index)
     with compiling("Torch-TensorRT cannot compile the model", request.workspace_bytes), detailed_layers(library):
         compiled = library.dynamo.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,51 @@ from pipeline.records import Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.common.opening import open_module
 from tests.gpu.conftest import doit, needs_torch_tensorrt
-from tests.gpu.test_sizes import KINDS, Made, assert_right
+from tests.gpu.test_sizes import KINDS as OF_ENGINES
+from tests.gpu.test_sizes import RANGES, Kind, Made, assert_right
+from tests.support import segments
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from model_artifacts.deployment.loading import Loading
     from model_artifacts.records import Variant
 
 pytestmark = [pytest.mark.skipif(not installed("torch"), reason="torch is not installed here"), needs_torch_tensorrt]
+
+
+def _maps(folder: Path) -> str:
+    """Return a segmenter without a resize, for a range of batches."""
+    segments.write_images(folder, 40)
+    text = re.sub(r"profiles: .*", f"profiles: [{{batch: {{min: 1, opt: 2, max: 4}}, {RANGES}}}]", _configured(folder))
+    return text.replace("precisions: [fp32, fp16]", "precisions: [fp16]")
+
+
+def _resized(folder: Path) -> str:
+    """Return a segmenter that resizes its maps to the image's size, which takes one batch size."""
+    text = _maps(folder).replace("segments:Segmenter", "sized_segmenters:Sampled")
+    return text.replace("batch: {min: 1, opt: 2, max: 4}", "batch: 3").replace("batches: [2]", "batches: [3]")
+
+
+def _configured(folder: Path) -> str:
+    return re.sub(r" classes: \[.*?\],", "", segments.configuration(folder))
+
+
+KINDS = {
+    **OF_ENGINES,
+    "maps": OF_ENGINES["maps"]._replace(text=_maps),
+    "resized": Kind(_resized, OF_ENGINES["maps"].sizes),
+}
+
+
+def counts(made: Made) -> tuple[int, ...]:
+    """Return batch sizes to run in turns."""
+    return (3,) if made.kind == "resized" else (3, 1, 4, 3)
+
+
+def loaded(made: Made) -> Loading:
+    """Open the FP16 module as a deployment does."""
+    return model_artifacts.load(made.project.paths.root, model_artifacts.Requirements(precision="fp16", batch=3))
 
 
 def variants(made: Made, backend: Backend) -> list[Variant]:
@@ -91,9 +131,9 @@ def test_a_module_is_timed(made: Made) -> None:
 
 def test_batches_of_any_size_in_turns_give_their_own_outputs(made: Made) -> None:
     """No size leaves anything behind for the next one."""
-    with made.loaded() as model:
+    with loaded(made) as model:
         assert model.entry.backend is Backend.DYNAMO
-        for count in (3, 1, 4, 3):
+        for count in counts(made):
             for sizes in KINDS[made.kind].sizes:
                 batch = made.batch(sizes, count)
                 assert_right(made, batch, model(batch))
@@ -102,7 +142,7 @@ def test_batches_of_any_size_in_turns_give_their_own_outputs(made: Made) -> None
 def test_a_stream_of_many_sizes_keeps_their_order(made: Made) -> None:
     """Each result is that of its own batch."""
     batches = [made.batch(sizes) for sizes in KINDS[made.kind].sizes for _ in range(3)]
-    with made.loaded() as model:
+    with loaded(made) as model:
         for batch, found in zip(batches, model.stream(batches), strict=True):
             assert_right(made, batch, found)
 
@@ -128,7 +168,7 @@ def test_cuda_graphs_of_two_sizes_in_turns_give_their_own_outputs(made: Made) ->
 def test_a_size_outside_of_the_range_is_refused(made: Made) -> None:
     """The message names the axis and its range."""
     outside = tuple(size + 100 for size in KINDS[made.kind].sizes[0])
-    with made.loaded() as model, pytest.raises(model_artifacts.ArtifactError, match="expected"):
+    with loaded(made) as model, pytest.raises(model_artifacts.ArtifactError, match="expected"):
         model(made.batch(outside))
 
 

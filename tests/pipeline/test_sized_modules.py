@@ -18,6 +18,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
 from pipeline.records import Outcome
 from pipeline.stages import STAGES
+from pipeline.stages.build.spec import SPEC
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.modules import load_module
@@ -45,9 +46,8 @@ OF_FP16 = 2e-2
 
 def _maps(folder: Path) -> str:
     segments.write_images(folder, 40)
-    text = segments.configuration(folder).replace("segments:Segmenter", "sized_segmenters:Sampled")
     profiles = f"profiles: [1, {{batch: {{min: 1, opt: 2, max: 4}}, {RANGES}}}]"
-    return re.sub(r"profiles: .*", profiles, text).replace("validation: 40", "validation: 24")
+    return re.sub(r"profiles: .*", profiles, segments.configuration(folder)).replace("validation: 40", "validation: 24")
 
 
 def _tags(folder: Path) -> str:
@@ -268,3 +268,12 @@ def test_tensors_do_not_lie_in_channels_last(made: Made) -> None:
     artifact = build_variant(made.project, variant)
     assert (artifact.outcome is Outcome.DONE) == (made.kind == "maps")
     assert ("only images lie in channels_last" in artifact.reason) == (made.kind == "tags")
+
+
+def test_a_worker_of_a_farm_gets_the_samples(made: Made) -> None:
+    """A build there compares the trace with the network on them, and names the axes of the outputs."""
+    source = made.project.source()
+    assert SPEC.inputs is not None
+    files = [file for item in SPEC.inputs(made.project, made.variant()) for file in item.files]
+    assert source.weights in files
+    assert (source.samples in files) == (made.kind == "tags")

@@ -24,6 +24,7 @@ from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.settings import TorchTensorRTConfig
 from pipeline.records import tensor_spec
 from tests.support.hosts import IMAGES_OF_SIZES, TEXTS_OF_LENGTHS, module_request
+from tests.support.segments import Segmenter
 from tests.support.sized_segmenters import Sampled
 from tests.support.texts import Tags
 from tests.support.untraced import trace_less, untraced
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 PROFILES = {"fixed": BatchRange(min=2, opt=2, max=2), "range": BatchRange(min=1, opt=2, max=4)}
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
-SIZED = ("maps", "tags")
-"""Networks of several heights and widths, and of several lengths of two inputs."""
+SIZED = ("maps", "resized", "tags")
+"""Networks of several heights and widths, the second in one batch size, and of several lengths of two inputs."""
 ALL_ON = TorchTensorRTConfig(min_block_size=1, optimization_level=1, require_full_compilation=True)
 
 
@@ -92,17 +93,17 @@ def ahead(library: Any, request: ModuleRequest, factory: str) -> Case:
 
 def of_sizes(library: Any, folder: Path, kind: str) -> Case:
     """Compile a network for several sizes ahead of time, and trace the result once more, as the library saves it."""
-    own = LogitsOf(Sampled(), "out") if kind == "maps" else Tags()
-    model = (Typed if kind == "maps" else TypedInputs)(own, torch.float16).eval()
-    inputs = IMAGES_OF_SIZES if kind == "maps" else TEXTS_OF_LENGTHS
+    own = Tags() if kind == "tags" else LogitsOf(Sampled() if kind == "resized" else Segmenter(), "out")
+    model = (TypedInputs if kind == "tags" else Typed)(own, torch.float16).eval()
+    inputs = TEXTS_OF_LENGTHS if kind == "tags" else IMAGES_OF_SIZES
     axes = inputs[0].ranges
-    profile = BatchRange(min=1, opt=2, max=4, axes=axes)
+    profile = PROFILES["fixed" if kind == "resized" else "range"].model_copy(update={"axes": axes})
     request = module_request(folder, profile=profile, settings=ALL_ON, inputs=inputs)
     made = torch_tensorrt_builder.compile_ahead(library, model, request)
     examples = torch_tensorrt_builder.examples_of(request, torch.device("cpu"))
     program = torch.export.export(made.module, examples, dynamic_shapes=torch_tensorrt_builder.dims_of(request))
     ranges = {(int(item.lower), int(item.upper)) for item in program.range_constraints.values()}
-    assert ranges == {(1, 4), *((axis.min, axis.max) for axis in axes)}
+    assert ranges == {*(() if profile.is_fixed else [(1, 4)]), *((axis.min, axis.max) for axis in axes)}
     count = engines_of(made.module)
     return Case(segments=count, stayed=stayed_in(made.module), settings=made.settings, inputs=len(inputs))
 

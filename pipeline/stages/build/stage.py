@@ -33,8 +33,8 @@ _NO_LAYOUT_OF_TENSORS = "the model takes the tensors of `data.tensors`, and only
 
 _NO_RECIPE_OF_SIZES = (
     "torch_compile builds an engine for each shape of a batch when it first comes, and this profile takes samples of "
-    "several sizes: a call in a deployment would build for seconds, and no gate could have judged the engine. Take the "
-    "saved modules (dynamo) or the engines, or give it profiles of the batch alone (`torch_tensorrt.profiles`)"
+    "several sizes: a call in a deployment would build for seconds, and no gate would have judged that engine. Take "
+    "the saved modules (dynamo) or the engines, or give it profiles of the batch alone (`torch_tensorrt.profiles`)"
 )
 
 _PLAIN_ALONE = (

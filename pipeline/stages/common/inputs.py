@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def source(project: Project, variants: Sequence[Variant]) -> Input:
-    """Return the record of the source, with the weights if a variant is a torch module."""
+    """Return the record of the source, with the weights and the samples of inputs if a variant is a torch module."""
     record = project.source()
-    return Input(project.paths.source, (record.weights,) if any(item.backend.is_module for item in variants) else ())
+    return Input(project.paths.source, record.files if any(item.backend.is_module for item in variants) else ())
 
 
 def data(project: Project) -> Input:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from model_artifacts.errors import BuildError, UnsupportedError
 from model_artifacts.records import AxisRange, Backend, BatchRange, Precision, Setting, Tool
@@ -28,14 +29,13 @@ from pipeline.adapters.torch_tensorrt_builder import (
 from pipeline.config.settings import TorchTensorRTConfig
 from tests.support.factories import Branches
 from tests.support.hosts import IMAGES_OF_SIZES, TEXTS_OF_LENGTHS, module_request
+from tests.support.segments import Segmenter
 from tests.support.sized_segmenters import Sampled
 from tests.support.texts import Tags
 from tests.support.torch_tensorrt_stub import Library, network
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from torch import nn
 
     from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 
@@ -242,27 +242,39 @@ def test_inputs_of_one_length_share_its_dimension(tmp_path: Path) -> None:
     assert [(dim.__name__, dim.min, dim.max) for dim in first.values()] == [("batch", 1, 4), ("sequence", 4, 24)]
 
 
-@pytest.mark.parametrize("kind", ["maps", "tags"])
+@pytest.mark.parametrize("kind", ["maps", "resized", "tags"])
 def test_a_module_of_several_sizes_is_saved_with_them(tmp_path: Path, kind: str) -> None:
     """Once loaded, it gives the model's outputs at each size, and torch itself refuses others."""
-    library = Library()
-    profile = BatchRange(min=1, opt=2, max=4)
-    inputs = IMAGES_OF_SIZES if kind == "maps" else TEXTS_OF_LENGTHS
-    model = Typed(LogitsOf(Sampled(), "out"), torch.float32) if kind == "maps" else TypedInputs(Tags(), torch.float32)
+    library, batches = Library(), (3, 3, 3) if kind == "resized" else (1, 2, 4)
+    profile = BatchRange(min=batches[0], opt=batches[1], max=batches[2])
+    inputs = TEXTS_OF_LENGTHS if kind == "tags" else IMAGES_OF_SIZES
+    own = LogitsOf(Sampled() if kind == "resized" else Segmenter(), "out")
+    model = TypedInputs(Tags(), torch.float32) if kind == "tags" else Typed(own, torch.float32)
     request = module_request(tmp_path, profile=profile, inputs=inputs, precision=Precision.FP32)
     save(library, compile_ahead(library, model.eval(), request).module, request, tmp_path / "model.pt2")
     loaded = load(library, Backend.DYNAMO, tmp_path / "model.pt2", None)
 
-    def batch(count: int, *sizes: int) -> tuple[torch.Tensor, ...]:
-        if kind == "maps":
-            return (torch.rand(count, 3, *sizes),)
-        return torch.randint(1, 9, (count, *sizes)), torch.ones(count, *sizes)
+    def batch(*sizes: int) -> tuple[torch.Tensor, ...]:
+        if kind == "tags":
+            return torch.randint(1, 9, (3, *sizes)), torch.ones(3, *sizes)
+        return (torch.rand(3, 3, *sizes),)
 
-    for sizes in ((24, 24), (33, 41), (48, 64)) if kind == "maps" else ((4,), (13,), (24,)):
-        given = batch(3, *sizes)
+    for sizes in ((4,), (13,), (24,)) if kind == "tags" else ((24, 24), (33, 41), (48, 64)):
+        given = batch(*sizes)
         assert torch.allclose(loaded(*given), model(*given), atol=1e-5)
     with pytest.raises(AssertionError, match="Guard failed"):
-        loaded(*batch(3, *((49, 24) if kind == "maps" else (25,))))
+        loaded(*batch(*((25,) if kind == "tags" else (49, 24))))
+
+
+def test_a_resize_beside_a_range_of_batches_is_skipped(tmp_path: Path) -> None:
+    """No version converts it, and the message says what to write. By a factor, it is converted."""
+    library, profile = Library(), BatchRange(min=1, opt=2, max=4)
+    request = module_request(tmp_path, profile=profile, inputs=IMAGES_OF_SIZES)
+    with pytest.raises(UnsupportedError, match=r"(?s)batches of one size alone.*upsample_bilinear2d.*of 1 to 4"):
+        compile_ahead(library, Typed(LogitsOf(Sampled(), "out"), torch.float32).eval(), request)
+    assert library.seen == []
+    compile_ahead(library, Typed(nn.Upsample(scale_factor=2), torch.float32).eval(), request)
+    assert len(library.seen) == 1
 
 
 def test_a_version_that_saves_no_dimensions_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
