@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
 from torch.nn import functional
 
 RANGES = "height: {min: 16, opt: 24, max: 32}, width: {min: 16, opt: 24, max: 30}"
@@ -139,6 +140,30 @@ class NestedTruth(Branching):
     def other(self, image: torch.Tensor) -> Any:
         """Return whether the image is of 20 x 21 pixels."""
         return not (image.shape[2] - 20) * 1.0 and image.shape[3] == 21
+
+
+class Identical(Branching):
+    """Another way by the identity of a truth, which no trace's truth has."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return (image.shape[2] == 20) is True
+
+
+class Guarded(Branching):
+    """Another way by torch's own question, which a trace answers with False."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return guard_or_false(image.shape[2] == 20)
+
+
+class Known(Branching):
+    """Another way by what torch knows statically, which it does of numbers alone."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return statically_known_true(image.shape[2] == 20)
 
 
 class Counted(Branching):

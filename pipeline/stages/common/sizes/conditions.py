@@ -11,6 +11,7 @@ import sys
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -48,6 +49,10 @@ _QUESTIONS = (
     (torch.SymFloat, "__float__"),
 )
 """The classes and methods by which Python code asks for a truth or a number of Python's own, which a trace keeps."""
+_COMPARISONS = [
+    (kind, f"__{name}__") for kind in (torch.SymInt, torch.SymFloat) for name in ("eq", "ne", "lt", "le", "gt", "ge")
+]
+"""Those by which it compares: a truth that nobody asks for may decide, too, as in `(height == 20) is True`."""
 
 
 class _Integers(TensorReferenceAnalysis):
@@ -214,9 +219,24 @@ def noting_branches() -> Iterator[list[Asked]]:
 
     torch keeps no line of code with its conditions, and none that its ranges decide: it takes each dynamic size for at
     least 2. `bool(condition)` is what every `if`, `while`, `and` and `in` of Python calls. `int(height * 0.5)` asks,
-    too: code goes on with a number that the trace keeps.
+    too: code goes on with a number that the trace keeps. A comparison is noted with its truth at the sizes of the
+    trace, whoever asks for it: `is True` and torch's `guard_or_false` do not ask as Python does.
     """
     found: list[Asked] = []
+
+    def comparing(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def compared(self: Any, other: Any) -> Any:  # noqa: ANN401 - a truth, perhaps of Python's own
+            truth = compare(self, other)
+            node = getattr(truth, "node", None)
+            formula, answer = getattr(node, "expr", None), getattr(node, "hint", None)
+            frame = sys._getframe(1)  # noqa: SLF001 - a documented function
+            if formula is None or answer is None or frame.f_code.co_filename.startswith("<"):
+                return truth  # code that torch makes compares, too: its checks of ranges, and graphs of torch.fx
+            if line := _line_of(frame):
+                found.append(_asked(formula, bool(answer), line, getattr(node, "shape_env", None)))
+            return truth
+
+        return compared
 
     def noting(ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def noted(self: Any) -> Any:  # noqa: ANN401 - a number or a truth
@@ -231,6 +251,8 @@ def noting_branches() -> Iterator[list[Asked]]:
     with ExitStack() as stack:
         for kind, name in _QUESTIONS:
             stack.enter_context(mock.patch.object(kind, name, noting(getattr(kind, name))))
+        for kind, name in _COMPARISONS:
+            stack.enter_context(mock.patch.object(kind, name, comparing(getattr(kind, name))))
         yield found
 
 
@@ -247,11 +269,16 @@ def _line_of(frame: FrameType) -> str:
     """Return the line of code that a frame is at; empty within torch. `if size % 2:` asks by a method of torch's."""
     if frame.f_code.co_name in {"__bool__", "__hash__", "__int__"} and frame.f_back is not None:
         frame = frame.f_back
-    file = Path(frame.f_code.co_filename)
-    if _TORCH in file.parents:
+    if _is_of_torch(frame.f_code.co_filename):
         return ""
+    file = Path(frame.f_code.co_filename)
     code = linecache.getline(str(file), frame.f_lineno).strip()
     return f"{file.name}:{frame.f_lineno}: {code}"
+
+
+@cache
+def _is_of_torch(file: str) -> bool:
+    return _TORCH in Path(file).parents
 
 
 def conditions_of(exported: torch.export.ExportedProgram | None, axes: Axes, asked: Sequence[Asked]) -> Conditions:

@@ -123,7 +123,8 @@ def told_of_sizes(checks: Sequence[GateCheck], runs: Sequence[SizedRun]) -> tupl
         return tuple(failed), ""
     worst = max(failing, key=lambda place: max(map(_distance, of_place[place])))
     left = {id(check) for place in failing if place != worst for check in of_place[place]}
-    more = f"; so do {len(failing) - 1} more of the {len(places)} runs at other sizes, of which this is the worst"
+    told = "worst" if any(_SHOWN in check.metric for check in of_place[worst]) else "first"
+    more = f"; so do {len(failing) - 1} more of the {len(places)} runs at other sizes, of which this is the {told}"
     return tuple(check for check in failed if id(check) not in left), more
 
 

@@ -58,3 +58,10 @@ def test_a_distance_that_is_no_number_is_the_worst() -> None:
     broken = check("relative L2 at length 12 in batches of 1", "nan")
     told, _ = told_of_sizes([*AT[:2], broken, AT[3]], RUNS)
     assert told == (broken,)
+
+
+def test_without_a_distance_the_first_is_told() -> None:
+    """It is not called the worst."""
+    scores = [check(f"mIoU at length {length} in batches of 1", "0.1") for length in (8, 12)]
+    told, more = told_of_sizes(scores, RUNS)
+    assert (told, more) == ((scores[0],), "; so do 1 more of the 4 runs at other sizes, of which this is the first")
