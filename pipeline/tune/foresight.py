@@ -12,7 +12,7 @@ from pipeline.adapters.trials.refusals import build_routes, refusals
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.system.isolation import run_isolated
-from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES, REWRITE_CHOICES
+from pipeline.tune.space import BUILDER_CHOICES, HEAD_CHOICE, PAIR_CHOICES, REWRITE_CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -93,11 +93,18 @@ def foresight_of(project: Project) -> Foresight:
 
 
 def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
-    """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons."""
-    from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
-    from pipeline.stages.quantize.placement import moves_pairs  # noqa: PLC0415 - the same
+    """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons.
 
-    found = {}
+    So is that of the head's type, for a graph without such a head.
+    """
+    from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
+    from pipeline.stages.quantize.placement import moves_pairs, outer_layers  # noqa: PLC0415 - the same
+
+    found = {
+        (graph, HEAD_CHOICE): "the network has no last product that stays in floating point"
+        for graph in graphs
+        if not outer_layers(model, graph)
+    }
     for choice in PAIR_CHOICES:
         group = choice.setting.rpartition(".")[2]
         lacking = not members(model, group)

@@ -48,6 +48,8 @@ PAIRS_VERSION = 2
 
 2 has FP16 around int8 only if a node is left out that has pairs by itself.
 """
+HEAD_VERSION = 1
+"""Raise it when the same type of the head gives another graph."""
 SIZES_VERSION = 1
 """Raise it when the same graph of computed sizes gives another quantised graph: that of an ONNX file, or of named axes.
 
@@ -65,6 +67,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **_sizes(project),
         **_ranges(project, graph),
         **_pairs(project),
+        **_head(project, graph),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -100,6 +103,12 @@ def _pairs(project: Project) -> dict[str, object]:
     """Return the field of the groups whose Q/DQ pairs the configuration places or leaves out."""
     placed = project.config.quantization.placed
     return {"pairs": {"version": PAIRS_VERSION, **placed}} if placed else {}
+
+
+def _head(project: Project, graph: Graph) -> dict[str, object]:
+    """Return the field of the type of the last products, which plain int8 alone chooses."""
+    head = project.config.quantization.head
+    return {"head": [HEAD_VERSION, head]} if head and graph is Graph.INT8 else {}
 
 
 def ranges_key(project: Project, graph: Graph) -> Key:
