@@ -53,6 +53,7 @@ ROUNDS, RUNS, MILLISECONDS = 15, 20, 25.0
 PLAIN = "plain"
 CONVOLUTION = option("rewrites.product", "convolution").choice
 INT8_LAST = option("quantization.last", True).choice  # noqa: FBT003 - the setting's value
+HALF_HEAD = option("quantization.head", "float16").choice
 BOTH = (Precision.FP16, Precision.INT8)
 POINTS: tuple[tuple[str, tuple[Choice, ...], tuple[Precision, ...]], ...] = (
     (PLAIN, (), BOTH),
@@ -60,6 +61,8 @@ POINTS: tuple[tuple[str, tuple[Choice, ...], tuple[Precision, ...]], ...] = (
     ("4 channels", (option("rewrites.channels", 4).choice,), BOTH),
     ("8 channels", (option("rewrites.channels", 8).choice,), BOTH),
     ("pool without pairs", (option("quantization.pools", False).choice,), BOTH[1:]),  # noqa: FBT003 - the same
+    ("product in fp16", (HALF_HEAD,), BOTH[1:]),
+    ("convolution in fp16", (HALF_HEAD, CONVOLUTION), BOTH[1:]),
     ("product in int8", (INT8_LAST,), BOTH[1:]),
     ("convolution in int8", (INT8_LAST, CONVOLUTION), BOTH[1:]),
 )

@@ -174,6 +174,9 @@ def _cross_checks(config: Config, host: Host) -> list[tuple[Location, str]]:
             problems.append((("benchmark", "batches", index), outside))
     if config.quantization != QuantizationConfig() and not {*config.precisions} & QUANTIZED_PRECISIONS:
         problems.append((("quantization",), "`quantization` needs int8 or fp8 in `precisions`; add one or remove it"))
+    if config.quantization.head and Precision.INT8 not in config.precisions:
+        refusal = "`quantization.head` needs int8 in `precisions`; add it or remove `head`"
+        problems.append((("quantization", "head"), refusal))
     left = config.leave_unquantized
     for precision, names in ((Precision.INT8, left.int8), (Precision.FP8, left.fp8)):
         if names and precision not in config.precisions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, field_serializer
 
@@ -91,6 +91,19 @@ def _pairs_of(*, both: bool) -> Callable[[object], object]:
     return validate
 
 
+def _parse_head(value: object) -> object:
+    """Return the type of a head; None for `auto`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value is None or value == "auto":
+        return None
+    if value == "float16":
+        return value
+    raise ValueError(f"expected auto or float16, got {in_yaml(value)}")
+
+
 _End = Annotated[bool | None, BeforeValidator(_pairs_of(both=True))]
 _Inner = Annotated[bool | None, BeforeValidator(_pairs_of(both=False))]
 GROUPS = ("first", "last", "sums", "pools", "concats")
@@ -115,6 +128,9 @@ class QuantizationConfig(Record):
     """Those of pools and of means over height and width."""
     concats: _Inner = None
     """Those of concatenations, which x86's graphs have."""
+    head: Annotated[Literal["float16"] | None, BeforeValidator(_parse_head)] = None
+    """The type of the last products in floating point, and of the pools in front of them, in TensorRT's plain int8
+    graph. None is FP32, as of all layers around those in int8."""
 
     def of(self, group: str) -> bool | None:
         """Return the setting of one of `GROUPS`; None is `auto`."""
@@ -130,6 +146,6 @@ class QuantizationConfig(Record):
     def _as_written(self, rule: RangeRule) -> str:
         return rule.text
 
-    @field_serializer(*GROUPS)
-    def _or_auto(self, value: bool | None) -> bool | str:  # noqa: FBT001 - pydantic's signature
+    @field_serializer(*GROUPS, "head")
+    def _or_auto(self, value: bool | str | None) -> bool | str:  # noqa: FBT001 - pydantic's signature
         return "auto" if value is None else value

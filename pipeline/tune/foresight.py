@@ -15,7 +15,7 @@ from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.plan import QDQ
 from pipeline.planning.steps import Step
 from pipeline.system.isolation import run_isolated
-from pipeline.tune.space import BUILDER_CHOICES, PAIR_CHOICES, PROPOSED, REWRITE_CHOICES
+from pipeline.tune.space import BUILDER_CHOICES, HEAD_CHOICE, PAIR_CHOICES, PROPOSED, REWRITE_CHOICES
 from pipeline.tune.trials import Waits, ensure
 
 if TYPE_CHECKING:
@@ -122,11 +122,18 @@ def _proposed(project: Project, graph: Graph) -> str:
 
 
 def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
-    """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons."""
-    from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
-    from pipeline.stages.quantize.placement import moves_pairs  # noqa: PLC0415 - the same
+    """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons.
 
-    found = {}
+    So is that of the head's type, for a graph without such a head.
+    """
+    from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
+    from pipeline.stages.quantize.placement import moves_pairs, outer_layers  # noqa: PLC0415 - the same
+
+    found = {
+        (graph, HEAD_CHOICE): "the network has no last product that stays in floating point"
+        for graph in graphs
+        if not outer_layers(model, graph)
+    }
     for choice in PAIR_CHOICES:
         group = choice.setting.rpartition(".")[2]
         lacking = not members(model, group)

@@ -137,6 +137,10 @@ _PAIRS = (
     option("quantization.concats", False),  # noqa: FBT003 - the same
 )
 """The groups of Q/DQ pairs that int8 could be without, or have more."""
+_HALF_HEAD = option("quantization.head", "float16")
+"""The choice of TensorRT's plain int8, whose last product is in FP32 by itself."""
+HEAD_CHOICE = _HALF_HEAD.choice
+"""The same without its cost."""
 _FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's value
 """The choice of fp8, which has none at its ends by itself."""
 _PROPOSED = option(_PLACEMENT, "model_optimizer")._replace(
@@ -272,7 +276,8 @@ def _pairs(variant: Variant) -> tuple[Option, ...]:
     if variant.graph not in _MIXED:
         return ()
     fp8, ends = variant.graph is Graph.FP8, _FP8_FIRST.choice.setting
-    return tuple(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS)
+    head = (_HALF_HEAD,) if variant.graph is Graph.INT8 and variant.backend is Backend.TENSORRT else ()
+    return (*(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS), *head)
 
 
 def is_of_pairs(choice: Choice) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,6 +111,22 @@ def test_the_product_in_int8_has_a_scale_for_each_class(tmp_path: Path) -> None:
     report = project.accuracy(project.plan.variant(f"{CPU}int8"))
     assert report.passed, report.reason
     assert len(nodes(model, "Pad")) == 1
+
+
+def test_the_pool_and_the_product_are_in_half_precision(project: Project, tmp_path: Path) -> None:
+    """The pool reads int8 and gives FP16; the rest around int8 stays in FP32, and the gate passes."""
+    shutil.copytree(project.config_file.parent, tmp_path / "half")
+    text = CONFIGURATION + "quantization: {head: float16}\n"
+    again = made(tmp_path / "half", text, "quantize", "rounding", subjects={f"{CPU}int8"})
+    model = load(again, Graph.INT8)
+    assert operators(model)[-5:] == ["DequantizeLinear", "ReduceMean", "Conv", "Cast", "Flatten"]
+    types = {
+        name: values.dtype.name for name, values in weights(model).items() if name in layer(model, "node_linear").input
+    }
+    assert types == {"body.6.weight_convolution_half": "float16", "logits_bias_half": "float16"}
+    assert weights(model)["body.0.bias"].dtype == np.float32
+    report = again.accuracy(again.plan.variant(f"{CPU}int8"))
+    assert report.passed, report.reason
 
 
 def test_outputs_are_centred_as_those_of_products_are(project: Project, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ PAIRS_VERSION = 2
 """
 PLACEMENT_VERSION = 1
 """Raise it when the same proposed pairs give another graph."""
+HEAD_VERSION = 1
+"""Raise it when the same type of the head gives another graph."""
 SIZES_VERSION = 1
 """Raise it when the same graph of computed sizes gives another quantised graph: that of an ONNX file, or of named axes.
 
@@ -70,6 +72,7 @@ def quantize_key(project: Project, graph: Graph) -> Key:
         **_ranges(project, graph),
         **_pairs(project),
         **_proposal(project, graph),
+        **_head(project, graph),
         graph=graph,
         quantizer=VERSION,
         fp32=project.onnx(Graph.FP32).canonical_sha256,
@@ -115,6 +118,12 @@ def _proposal(project: Project, graph: Graph) -> dict[str, object]:
     text = "\n".join(pair.to_json() for pair in record.pairs)
     pairs = hashlib.sha256(text.encode()).hexdigest()
     return {"placement": {"version": PLACEMENT_VERSION, "model_optimizer": record.model_optimizer, "pairs": pairs}}
+
+
+def _head(project: Project, graph: Graph) -> dict[str, object]:
+    """Return the field of the type of the last products, which plain int8 alone chooses."""
+    head = project.config.quantization.head
+    return {"head": [HEAD_VERSION, head]} if head and graph is Graph.INT8 else {}
 
 
 def ranges_key(project: Project, graph: Graph) -> Key:

@@ -22,7 +22,7 @@ from model_artifacts.host.record_files import refuse_newer
 from model_artifacts.host.terminal import size_phrase
 from model_artifacts.records import Graph, Precision
 from pipeline.adapters import onnx_graph
-from pipeline.adapters.onnx_casts import cast
+from pipeline.adapters.onnx_casts import Narrowed, cast
 from pipeline.planning.keys import key_of
 from pipeline.planning.steps import Step
 from pipeline.records import OnnxRecord
@@ -30,7 +30,8 @@ from pipeline.stages.common.console import say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
 from pipeline.stages.quantize.calibration import Images, Kept
-from pipeline.stages.quantize.groups import left_by
+from pipeline.stages.quantize.groups import left_by, members
+from pipeline.stages.quantize.heads import half_heads
 from pipeline.stages.quantize.placement import left_by_proposal, outer_layers, without_fp8_kernels
 from pipeline.stages.quantize.placing import check_placed, place_pairs, proposed_pairs
 from pipeline.stages.quantize.rewriting import (
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from pipeline.adapters.onnx_casts import Narrowed
     from pipeline.config.quantization import QuantizationConfig
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -178,6 +178,8 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     left, weights, kind = project.config.leave_unquantized.of(graph), _weights(fp32), QUANTIZED_TYPES[graph.precision]
     settings = project.config.quantization
     groups, pairs = left_by(settings, fp32), proposed_pairs(project, graph, fp32, settings)
+    if settings.head and graph is Graph.INT8 and not outer_layers(fp32, graph, settings):
+        raise _no_head(settings)  # before the calibration
     unproposed = left_by_proposal(graph, fp32, settings, pairs)
     newly = (*(name for name in groups if name not in outer_layers(fp32, graph)), *unproposed)
     if graph.for_x86:
@@ -202,11 +204,33 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     centre_outputs(wide, shifts := _shifts(project, graph, scratch))
     # Layers between int8 layers are fused with them. FP32 around gives TensorRT 10 more such fusions than FP16, and a
     # layer in floating point is faster in FP16.
-    model, casts = _to_fp16(wide) if graph.is_mixed or spared else (wide, ())
+    model, casts = _to_fp16(wide) if graph.is_mixed or spared else _with_head(wide, graph, fp32, settings)
     if onnx_graph.opset_of(placed) > _OPSET_OF_TENSORRT_8_6:
         return _Forms(model, casts, left=newly)
     old = centre_outputs(correct_biases(requantize(placed, weights, kind), weights, means), shifts)
     return _Forms(model, casts, put_pairs_on_weights(old), newly)
+
+
+def _with_head(wide: onnx.ModelProto, graph: Graph, fp32: onnx.ModelProto, settings: QuantizationConfig) -> Narrowed:
+    """Return a graph in FP32 around int8 with its last products in the type of the configuration.
+
+    Raises:
+        QuantizeError: it has no such products in FP32.
+    """
+    if settings.head is None:
+        return Narrowed(wide, ())
+    if not (found := half_heads(wide, outer_layers(fp32, graph, settings), members(fp32, "pools"))).casts:
+        raise _no_head(settings)
+    return found
+
+
+def _no_head(settings: QuantizationConfig) -> QuantizeError:
+    return QuantizeError(
+        "quantization.head: no last product of the graph is in FP32",
+        expected="auto",
+        got=str(settings.head),
+        fix="remove `head` from `quantization`",
+    )
 
 
 def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...] = ()) -> Means:

@@ -64,9 +64,10 @@ def test_another_value_is_refused_with_its_place(problems: Problems, value: str,
         ("sums: true", "3:22: quantization.sums: expected auto or false, got true"),
         ("first: 1", "3:23: quantization.first: expected auto, true or false, got 1"),
         ("placement: theirs", "3:27: quantization.placement: expected 'auto' or 'model_optimizer', got 'theirs'"),
+        ("head: float32", "3:22: quantization.head: expected auto or float16, got 'float32'"),
         ("pool: false", "3:16: unknown key 'quantization.pool'; did you mean 'pools'?"),
     ],
-    ids=["never added", "number", "other proposer", "other name"],
+    ids=["never added", "number", "other proposer", "other type", "other name"],
 )
 def test_pairs_are_left_out_or_added(problems: Problems, text: str, refusal: str) -> None:
     """Each group is `auto` or `false`; the ends may be `true`."""
@@ -75,7 +76,7 @@ def test_pairs_are_left_out_or_added(problems: Problems, text: str, refusal: str
 
 def test_groups_are_read_back_as_they_are_written() -> None:
     """`auto` is what the graph has by itself."""
-    written = {"first": "auto", "last": True, "sums": False, "placement": "model_optimizer"}
+    written = {"first": "auto", "last": True, "sums": False, "head": "float16", "placement": "model_optimizer"}
     settings = config_of(quantization=written).quantization
     assert settings.placed == {"last": True, "sums": False}
     assert QuantizationConfig.model_validate(settings.model_dump(mode="json")) == settings
@@ -86,3 +87,9 @@ def test_it_needs_a_quantised_precision(problems: Problems, load: Callable[[str]
     found = problems(MATRIX + "precisions: [fp16]\nquantization: {calibration: mse}\n")
     assert found == ["4:15: `quantization` needs int8 or fp8 in `precisions`; add one or remove it"]
     assert load(MATRIX + "precisions: [fp16]\nquantization: {calibration: auto}\n").quantization == QuantizationConfig()
+
+
+def test_the_type_of_the_head_is_of_int8(problems: Problems) -> None:
+    """fp8 has FP16 all around."""
+    found = problems(MATRIX + "precisions: [fp16, fp8]\nquantization: {head: float16}\n")
+    assert found == ["4:22: `quantization.head` needs int8 in `precisions`; add it or remove `head`"]

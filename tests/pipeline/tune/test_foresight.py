@@ -81,6 +81,15 @@ def test_pairs_that_no_setting_moves_are_no_choices(graph: Graph, setting: str, 
     assert found == reason
 
 
+def test_a_head_in_half_precision_needs_a_product_in_floating_point() -> None:
+    """One layer alone is in int8."""
+    choice = Choice(setting="quantization.head", value="float16")
+    engine = variant_of(Graph.INT8, "tensorrt")
+    reasons = idle_pairs(short_graph("conv"), [Graph.INT8])
+    assert Foresight(PLAN, reasons).refusal(engine, choice).startswith("the network has no last product")
+    assert Foresight(PLAN, idle_pairs(residual_graph(), [Graph.INT8])).refusal(engine, choice) == ""
+
+
 def test_rewrites_of_what_the_network_lacks_are_no_choices() -> None:
     """The residual network's last product reads an activation; its first convolution reads three channels."""
     product, channels = (

@@ -104,7 +104,7 @@ def test_quantised_points_could_be_without_groups_of_pairs() -> None:
     plan = Plan(config_of(precisions=["fp32", "int8", "fp8"]), Host())
     left = dict.fromkeys(("sums", "pools", "concats"), False)
     assert pairs_of(plan, "onnxruntime-int8-cpu") == {"last": True, "first": False, **left}
-    ends = {"last": True, "first": False}
+    ends = {"last": True, "first": False, "head": "float16"}
     assert pairs_of(plan, "/int8-b1-ws1GiB", ("sums", "pools", "concats", "placement")) == ends
     assert pairs_of(plan, "onnxruntime-fp32") == {}
     gpu = Plan(config_of(precisions=["fp8"]), host(H100, flavours=(TRT10,)))
