@@ -7,11 +7,12 @@ GPU as soon as it is there.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from model_artifacts.errors import RunError
 from model_artifacts.host.environment import threads
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-PIECE_BYTES = 2**20
-"""The size of a piece for threads. 512 KiB took 1.2 to 1.4 times as long (docs/performance.md, H200)."""
+    Bytes = npt.NDArray[np.uint8]
+
+PIECE_BYTES = 2**21
+"""The size of a piece for threads. 1 MiB took 1.06 to 1.08 times as long (docs/performance.md, H200)."""
 ALONE_BYTES = 2**18
 """The size of a piece for the caller's own thread. The first goes on early; smaller ones cost more than they win."""
-FEWEST_PIECES = 4
+FEWEST_PIECES = 2
 """The fewest pieces that threads share: they wake up in the time of a smaller array's copy."""
 MOST_THREADS = 4
 """The most threads beside the caller's. More were slower: `benchmarks/host_to_host.py` times other numbers."""
@@ -46,44 +49,51 @@ def copier_threads(cores: int) -> int:
     return min(MOST_THREADS, max(cores // 2 - 1, 0))
 
 
+def bytes_of(array: npt.NDArray[Any]) -> Bytes:
+    """Return a contiguous array's own memory as bytes."""
+    return array.reshape(-1).view(np.uint8)
+
+
 class Piece(NamedTuple):
     """Bytes that are copied by one thread, and reported together."""
 
     part: slice
     """Their place in the target."""
-    moves: tuple[tuple[int, slice], ...]
-    """Their places one after another, each with an address: that of a source, less the place of its first byte."""
+    sources: Sequence[Bytes]
+    """The bytes, which follow each other there."""
 
-    def copy(self, target: int) -> None:
-        """Copy the bytes to a target's address."""
-        for source, part in self.moves:
-            _move(target, source, part)
+    def copy(self, target: Bytes) -> None:
+        """Copy the bytes in one call of NumPy, which leaves Python's lock to other threads meanwhile.
+
+        With a call for each small array, threads would wait for that lock more often, and each wait is a short sleep.
+        """
+        np.concatenate(self.sources, out=target[self.part])
 
 
-def pieces_of_several(sources: Sequence[tuple[int, int]], most: int) -> list[Piece]:
+def pieces_of_several(sources: Sequence[Bytes], most: int) -> list[Piece]:
     """Return the pieces of arrays that follow each other in the target. Small arrays share a piece. Pure.
 
     Args:
-        sources: the address and the bytes of each array.
+        sources: the bytes of each array.
         most: the bytes after which a piece ends.
     """
     found: list[Piece] = []
-    moves: list[tuple[int, slice]] = []
+    joined: list[Bytes] = []
     begin = end = 0
-    for address, size in sources:
-        base = address - end
-        for part in pieces_of(size, most):
-            moves.append((base, slice(end, end := end + part.stop - part.start)))
+    for source in sources:
+        for part in pieces_of(source.size, most):
+            joined.append(source[part])
+            end += part.stop - part.start
             if end - begin >= most:
-                found.append(Piece(slice(begin, end), tuple(moves)))
-                moves, begin = [], end
-    return [*found, Piece(slice(begin, end), tuple(moves))] if moves else found
+                found.append(Piece(slice(begin, end), joined))
+                joined, begin = [], end
+    return [*found, Piece(slice(begin, end), joined)] if joined else found
 
 
 class _Job:
     """The copy of one array, whose pieces all take. A lock for each piece would cost more than a small copy."""
 
-    def __init__(self, target: int, pieces: Sequence[Piece]) -> None:
+    def __init__(self, target: Bytes, pieces: Sequence[Piece]) -> None:
         self._target = target
         self._count = len(pieces)
         self._arrived: SimpleQueue[slice] = SimpleQueue()
@@ -152,9 +162,9 @@ class Copiers:
             RunError: the threads have ended.
         """
         if self._is_alone(source.nbytes):  # at once, and with no more lists
-            there, here = target.ctypes.data, source.ctypes.data
-            for part in pieces_of(source.nbytes, ALONE_BYTES):
-                _move(there, here, part)
+            there, here = bytes_of(target), bytes_of(source)
+            for part in pieces_of(here.size, ALONE_BYTES):
+                there[part] = here[part]
                 arrived(part)
         else:
             self.gather(target, (source,), arrived)
@@ -173,9 +183,8 @@ class Copiers:
             RunError: the threads have ended.
         """
         alone = self._is_alone(sum(source.nbytes for source in sources))
-        places = [(source.ctypes.data, source.nbytes) for source in sources]
-        pieces = pieces_of_several(places, ALONE_BYTES if alone else PIECE_BYTES)
-        there = target.ctypes.data
+        pieces = pieces_of_several([*map(bytes_of, sources)], ALONE_BYTES if alone else PIECE_BYTES)
+        there = bytes_of(target)
         if alone:
             for piece in pieces:
                 piece.copy(there)
@@ -217,8 +226,3 @@ class Copiers:
     def _work(self) -> None:
         while (job := self._tasks.get()) is not None:
             job.help()
-
-
-def _move(target: int, source: int, part: slice) -> None:
-    """Copy bytes between two addresses. Python's lock is free meanwhile, as in every call through ctypes."""
-    ctypes.memmove(target + part.start, source + part.start, part.stop - part.start)

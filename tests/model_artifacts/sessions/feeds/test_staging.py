@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model_artifacts.errors import RunError
 from model_artifacts.sessions.feeds import staging
-from model_artifacts.sessions.feeds.staging import Copiers, copier_threads, pieces_of, pieces_of_several
+from model_artifacts.sessions.feeds.staging import Copiers, Piece, copier_threads, pieces_of, pieces_of_several
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,16 +34,19 @@ def test_pieces_cover_every_byte_once(size: int, most: int) -> None:
 @given(st.lists(st.integers(0, 900), max_size=9), st.integers(1, 700))
 def test_pieces_of_several_arrays_follow_each_other(sizes: list[int], most: int) -> None:
     """Every byte of every array has its own place in the target, and small arrays share a piece."""
-    sources = [(10_000 * (number + 1), size) for number, size in enumerate(sizes)]
+    sources = [
+        np.arange(size, dtype=np.uint16).astype(np.uint8) + np.uint8(number) for number, size in enumerate(sizes)
+    ]
     pieces = pieces_of_several(sources, most)
-    wanted = [address + byte for address, size in sources for byte in range(size)]
-    found: dict[int, int] = {}
+    ends = [piece.part.stop for piece in pieces]
+    assert [piece.part.start for piece in pieces] == [0, *ends][: len(pieces)]
+    assert [sum(map(len, piece.sources)) for piece in pieces] == [
+        piece.part.stop - piece.part.start for piece in pieces
+    ]
+    target = np.zeros(sum(sizes), np.uint8)
     for piece in pieces:
-        inside = [byte for _, part in piece.moves for byte in range(part.start, part.stop)]
-        assert inside == [*range(piece.part.start, piece.part.stop)]
-        found |= {byte: base + byte for base, part in piece.moves for byte in range(part.start, part.stop)}
-    assert [found[place] for place in range(len(wanted))] == wanted
-    assert len(found) == len(wanted)
+        piece.copy(target)
+    np.testing.assert_array_equal(target, np.concatenate([*sources, target[:0]]))
     assert all(most <= piece.part.stop - piece.part.start < 2 * most for piece in pieces[:-1])
 
 
@@ -128,14 +131,14 @@ def test_several_callers_share_the_threads() -> None:
 def test_nothing_is_written_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller whose copy to the GPU fails may free the memory: the threads have left it."""
     under_way: set[int] = set()
-    move = staging._move  # noqa: SLF001 - watched
+    copy = Piece.copy
 
-    def watched(target: int, source: int, part: slice) -> None:
-        under_way.add(part.start)
-        move(target, source, part)
-        under_way.discard(part.start)
+    def watched(piece: Piece, target: npt.NDArray[np.uint8]) -> None:
+        under_way.add(piece.part.start)
+        copy(piece, target)
+        under_way.discard(piece.part.start)
 
-    monkeypatch.setattr(staging, "_move", watched)
+    monkeypatch.setattr(Piece, "copy", watched)
     source = large(12)
 
     def fail(_: slice) -> None:
@@ -167,19 +170,19 @@ class Watched:
 
 def test_an_interrupt_leaves_no_thread_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while a copy begins ends it like any other error: nothing is written afterwards."""
-    move = staging._move  # noqa: SLF001 - slowed down
+    copy = Piece.copy
     started = threading.Event()
 
-    def slow(target: int, source: int, part: slice) -> None:
+    def slow(piece: Piece, target: npt.NDArray[np.uint8]) -> None:
         started.set()
         time.sleep(0.05)
-        move(target, source, part)
+        copy(piece, target)
 
     def interrupt() -> None:
         started.wait()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(staging, "_move", slow)
+    monkeypatch.setattr(Piece, "copy", slow)
     source = large(9) | 1
     target = np.zeros_like(source)
     with closing(Copiers(2)) as copiers:
