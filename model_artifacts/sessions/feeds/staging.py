@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 2**21
 """The size of a piece for threads. 1 MiB took 1.06 to 1.08 times as long (docs/performance.md, H200)."""
+GATHERED_BYTES = 2**22
+"""The size of a piece of several arrays, each of which makes a thread wait for Python's lock once more."""
 ALONE_BYTES = 2**18
 """The size of a piece for the caller's own thread. The first goes on early; smaller ones cost more than they win."""
-FEWEST_PIECES = 2
-"""The fewest pieces that threads share: they wake up in the time of a smaller array's copy."""
 MOST_THREADS = 4
 """The most threads beside the caller's. More were slower: `benchmarks/host_to_host.py` times other numbers."""
 
@@ -161,7 +161,7 @@ class Copiers:
         Raises:
             RunError: the threads have ended.
         """
-        if self._is_alone(source.nbytes):  # at once, and with no more lists
+        if self._is_alone(source.nbytes, PIECE_BYTES):  # at once, and with no more lists
             there, here = bytes_of(target), bytes_of(source)
             for part in pieces_of(here.size, ALONE_BYTES):
                 there[part] = here[part]
@@ -182,8 +182,9 @@ class Copiers:
         Raises:
             RunError: the threads have ended.
         """
-        alone = self._is_alone(sum(source.nbytes for source in sources))
-        pieces = pieces_of_several([*map(bytes_of, sources)], ALONE_BYTES if alone else PIECE_BYTES)
+        most = PIECE_BYTES if len(sources) == 1 else GATHERED_BYTES
+        alone = self._is_alone(sum(source.nbytes for source in sources), most)
+        pieces = pieces_of_several([*map(bytes_of, sources)], ALONE_BYTES if alone else most)
         there = bytes_of(target)
         if alone:
             for piece in pieces:
@@ -207,9 +208,9 @@ class Copiers:
                 thread.join()
             self._threads.clear()
 
-    def _is_alone(self, size: int) -> bool:
-        """Return True if the caller's own thread copies so many bytes."""
-        return self._count < 1 or size <= (FEWEST_PIECES - 1) * PIECE_BYTES
+    def _is_alone(self, size: int, most: int) -> bool:
+        """Return True if the caller's own thread copies so many bytes: a single piece, or what has no threads."""
+        return self._count < 1 or size <= most
 
     def _start(self, job: _Job, most: int) -> None:
         """Give a job to all threads, or as many as it has pieces for. Nothing begins once `close` has."""

@@ -92,7 +92,7 @@ def test_an_array_is_copied(count: int, pieces: float) -> None:
     with closing(Copiers(count)) as copiers:
         copiers.copy(target, source, arrived)
     np.testing.assert_array_equal(target, source)
-    most = staging.PIECE_BYTES if count and pieces > staging.FEWEST_PIECES - 1 else staging.ALONE_BYTES
+    most = staging.PIECE_BYTES if count and pieces > 1 else staging.ALONE_BYTES
     assert sorted(seen) == [part.start for part in pieces_of(source.nbytes, most)]
 
 
@@ -221,7 +221,7 @@ def test_threads_start_late_and_end() -> None:
     """An engine of small batches has none; closed ones copy nothing any more."""
     before: Any = set(threading.enumerate())
     copiers = Copiers(2)
-    small, source = large(staging.FEWEST_PIECES - 1), large(staging.FEWEST_PIECES)
+    small, source = large(1), large(1.1)
     copiers.copy(np.zeros_like(small), small, lambda _: None)
     assert set(threading.enumerate()) == before
     copiers.copy(np.zeros_like(source), source, lambda _: None)

@@ -149,7 +149,7 @@ def test_calls_out_of_time_are_refused(loaded: Any, gpu: LazyRuntime) -> None:
 @pytest.mark.parametrize("threads", [0, 2])
 def test_large_batches_go_in_pieces(gpu: LazyRuntime, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Each piece goes on to the GPU by itself, in any order, and the caller may write to its array at once."""
-    for name in ("PIECE_BYTES", "ALONE_BYTES"):
+    for name in ("PIECE_BYTES", "GATHERED_BYTES", "ALONE_BYTES"):
         monkeypatch.setattr(f"model_artifacts.sessions.feeds.staging.{name}", 100)
     loaded: Any = FakeEngine(gpu, BatchRange(min=1, opt=12, max=12, tuned=(6, 12)))
     with closing(Copiers(threads)) as copiers, Engine(loaded, H100, copiers).overlap(3) as overlap:
