@@ -53,7 +53,7 @@ class Restored:
         Args:
             project: the source stage must have run.
             axes: the dynamic axes beside the batch.
-            samples: the batch at sizes that name none.
+            samples: the batch at sizes that name none. It is compared, however large: a module may take no smaller one.
             fix: advice about a difference on another way.
         """
         self.project = project
@@ -73,7 +73,7 @@ class Restored:
             ExportError: it takes no such samples, or more than are compared.
         """
         sizes, batch = self._apart(trial.sizes)
-        if batch > LARGEST_BATCH:
+        if batch > max(LARGEST_BATCH, self._samples):
             raise ExportError(
                 "what the network computes may depend on the batch size",
                 where=trial.reason,
