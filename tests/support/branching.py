@@ -166,6 +166,36 @@ class Known(Branching):
         return statically_known_true(image.shape[2] == 20)
 
 
+class NestedIdentical(Branching):
+    """Another way behind two identities of truths, of which a trace asks the first alone."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is of 20 x 21 pixels."""
+        return (image.shape[2] == 20) is True and (image.shape[3] == 21) is True
+
+
+class NestedKnown(Branching):
+    """Another way behind what torch does not know of a trace's sizes. Its own trace is one of many heights."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the image is less than 30 pixels high, and 21 wide."""
+        return statically_known_true(image.shape[2] < 30) and guard_or_false(image.shape[3] == 21)
+
+
+@torch.fx.wrap  # type: ignore[untyped-decorator]  # torch's own has no types
+def bounded(image: torch.Tensor) -> torch.Tensor:
+    """Return images; torch.fx leaves the question of this function to the trace."""
+    return image * 2 if image.shape[2] > 1000 else image
+
+
+class Wrapped(Branching):
+    """Another way that torch.fx loses without a word, in a network whose trace by torch.fx asks elsewhere."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return (bounded(image).shape[2] == 20) is True
+
+
 class Counted(Branching):
     """A network that takes the height as a number of Python, which a trace keeps."""
 

@@ -34,8 +34,9 @@ baked first. Since 5 engines of `torch_compile` hold the weights."""
 ENGINE_VERSION = 1
 """Raise it when TensorRT gets other instructions for the same graph."""
 
-AXES_VERSION = 1
-"""The same for modules with dynamic axes beside the batch. Without it they were skipped."""
+AXES_VERSION = 2
+"""The same for modules with dynamic axes beside the batch. Without it they were skipped. Since 2 a comparison that the
+trace does not ask for counts as a branch."""
 
 TENSORS_VERSION = 1
 """The same for modules on a GPU of models that take tensors. Without it they were skipped."""

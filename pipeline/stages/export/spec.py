@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Graph, Key
     from pipeline.planning.project import Project
 
-VERSION = 9
+VERSION = 10
 """Raise it when the same weights give another graph, or none.
 
 Since 2 a graph records nothing of the machine. Since 3 its constants are always folded, and its IR version is the
@@ -22,6 +22,7 @@ graph is compared with the network. Since 5 weights that torch computes in every
 0 and 1 are kept. Since 6 graphs in bf16 have none of the operators that TensorRT refuses in bf16. Since 7 a run folds
 the batch-norms that torch.fx leaves. Since 8 means without padding count none, and a graph is refused
 whose network goes another way at some size. Since 9 it is refused, too, if a number that the trace keeps decides it.
+Since 10 so it is if a comparison decides that the trace does not ask for, such as one behind `is True`.
 """
 FILES_VERSION = 1
 """The same for models that are ONNX files alone.

@@ -214,15 +214,20 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def noting_branches() -> Iterator[list[Asked]]:
+def noting_branches(*, answers: bool = False) -> Iterator[list[Asked]]:
     """Note each condition on sizes that code outside of torch asks for in a trace.
 
     torch keeps no line of code with its conditions, and none that its ranges decide: it takes each dynamic size for at
     least 2. `bool(condition)` is what every `if`, `while`, `and` and `in` of Python calls. `int(height * 0.5)` asks,
     too: code goes on with a number that the trace keeps. A comparison is noted with its truth at the sizes of the
     trace, whoever asks for it: `is True` and torch's `guard_or_false` do not ask as Python does.
+
+    Args:
+        answers: give such code a truth of Python's own for each comparison, as it has without a trace. So a trace goes
+            the network's way behind `is True`, too, and shows what the code asks there.
     """
     found: list[Asked] = []
+    truth_of = torch.SymBool.__bool__
 
     def comparing(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def compared(self: Any, other: Any) -> Any:  # noqa: ANN401 - a truth, perhaps of Python's own
@@ -232,9 +237,10 @@ def noting_branches() -> Iterator[list[Asked]]:
             frame = sys._getframe(1)  # noqa: SLF001 - a documented function
             if formula is None or answer is None or frame.f_code.co_filename.startswith("<"):
                 return truth  # code that torch makes compares, too: its checks of ranges, and graphs of torch.fx
-            if line := _line_of(frame):
-                found.append(_asked(formula, bool(answer), line, getattr(node, "shape_env", None)))
-            return truth
+            if not (line := _line_of(frame)):
+                return truth
+            found.append(_asked(formula, bool(answer), line, getattr(node, "shape_env", None)))
+            return truth_of(truth) if answers else truth
 
         return compared
 

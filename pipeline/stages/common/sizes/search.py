@@ -95,7 +95,7 @@ class _Grid:
         """Return the smallest and the largest sizes of a part, and some between; of batches, only comparable ones."""
         places = mask.flatten().nonzero().flatten()
         if BATCH in self.ranges:
-            small = places[places < self._places_of(LARGEST_BATCH)]
+            small = places[places < self._places_of(max(LARGEST_BATCH, self.ranges[BATCH].start))]
             places = small if len(small) else places[:1]
         if not len(places):
             return []

@@ -53,7 +53,7 @@ class Restored:
         Args:
             project: the source stage must have run.
             axes: the dynamic axes beside the batch.
-            samples: the batch at sizes that name none.
+            samples: the batch at sizes that name none. It is compared, however large: a module may take no smaller one.
             fix: advice about a difference on another way.
         """
         self.project = project
@@ -73,7 +73,7 @@ class Restored:
             ExportError: it takes no such samples, or more than are compared.
         """
         sizes, batch = self._apart(trial.sizes)
-        if batch > LARGEST_BATCH:
+        if batch > max(LARGEST_BATCH, self._samples):
             raise ExportError(
                 "what the network computes may depend on the batch size",
                 where=trial.reason,
@@ -123,7 +123,7 @@ class Restored:
     def _conditions(self, typed: Typed, given: tuple[torch.Tensor, ...], dims: dict[str, Any]) -> tuple[Condition, ...]:
         """Trace the network as torch's exporter to ONNX does: by running it, else by its bytecode."""
         export = partial(torch.export.export, prefer_deferred_runtime_asserts_over_guards=True)
-        with quiet(), noting_branches() as asked:
+        with quiet(), noting_branches(answers=True) as asked:
             try:
                 return conditions_of(export(typed, given, dynamic_shapes=dims, strict=False), self.axes, asked).ways
             except Exception as exc:
@@ -141,8 +141,8 @@ def with_reason(expected: Expected, reason: str, fix: str = _FIX) -> Expected:
 def trials_of(conditions: Conditions, restored: Restored, ranges: Ranges, known: Sequence[Sizes]) -> list[Trial]:
     """Return the sizes to compare at, each once.
 
-    Where the network's own code has asked for nothing, the network itself is traced: torch.fx, which folds batch-norms,
-    may have gone another way than it, and a trace of bytecode tells nothing of the network's code.
+    The network itself is traced beside: torch.fx, which folds batch-norms, may have gone another way than it, as may
+    any trace behind `is True`, and a trace of bytecode tells nothing of the network's code.
 
     Args:
         conditions: those of the trace.
@@ -154,8 +154,7 @@ def trials_of(conditions: Conditions, restored: Restored, ranges: Ranges, known:
         ExportError: there are too many ways or sizes, or the network cannot be traced at some.
     """
     follow = restored.follow
-    asked = any(item.line for item in conditions.ways)
-    found = list(other_ways(conditions.ways if asked else follow(()), ranges, follow))
+    found = list(other_ways((*conditions.ways, *follow(())), ranges, follow))
     found += [Trial(sizes, str(item)) for item in conditions.checks for sizes in where_broken(item, ranges)]
     found += [Trial(sizes, "") for sizes in drawn_sizes(ranges.axes)]
     others = {frozenset(sizes) for sizes in known}

@@ -60,6 +60,9 @@ PART = r"the model does not take every size in its ranges\n.*height 16 to 32, wi
         ("NestedChoice", LINE.format(batch=2, sizes=", height 20, width 21")),
         ("NestedHalf", LINE.format(batch=2, sizes=", height 20, width 21")),
         ("NestedTruth", LINE.format(batch=2, sizes=", height 20, width 21")),
+        ("NestedIdentical", LINE.format(batch=2, sizes=", height 20, width 21")),
+        ("NestedKnown", LINE.format(batch=2, sizes=", height 16, width 21")),
+        ("Wrapped", LINE.format(batch=2, sizes=", height 20")),
         ("Counted", PART.format(says="24 <= ")),
         ("CountedBatch", PART.format(says="[Bb]atch")),
         ("Mapped", "too many ways through forward"),
@@ -94,7 +97,11 @@ def test_a_batch_of_the_profile_counts(write_config: Callable[[str], Path]) -> N
         require_every_way(project, request)
 
 
-@pytest.mark.parametrize("batch", ["1", "8", "{min: 3, opt: 4, max: 5}"], ids=["one", "fixed", "range"])
+@pytest.mark.parametrize(
+    "batch",
+    ["1", "8", "{min: 3, opt: 4, max: 5}", "80", "{min: 80, opt: 80, max: 96}"],
+    ids=["one", "fixed", "range", "large", "large range"],
+)
 @pytest.mark.parametrize(("network", "refused"), [("Resized", False), ("OneHeight", True)])
 def test_the_batches_are_those_of_the_profile(
     write_config: Callable[[str], Path],
@@ -102,7 +109,7 @@ def test_the_batches_are_those_of_the_profile(
     network: str,
     refused: bool,  # noqa: FBT001 - pytest passes it by name
 ) -> None:
-    """A trace of one batch runs no other one, and is compared in it."""
+    """A trace of one batch runs no other one, and is compared in it, though it is larger than those of a graph."""
     text = re.sub(r"batch: \{.*?\}", f"batch: {batch}", branching.configuration(network))
     project, request = requested(write_config(text))
     with pytest.raises(BuildError, match="height 20") if refused else nullcontext():

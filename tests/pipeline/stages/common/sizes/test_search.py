@@ -128,6 +128,12 @@ def test_batches_are_small_where_they_can_be() -> None:
     assert where_broken(Condition(sympy.Ne(BATCH, 1001)), RANGES) == []
 
 
+def test_a_module_of_large_batches_is_compared_at_both_ends_of_a_way() -> None:
+    """It takes no batch of 64 or less: its smallest one is compared, with the smallest and the largest height."""
+    sizes = where_broken(Condition(BATCH * HEIGHT >= 90 * 9 + 1), Ranges(AXES, 90, 80))
+    assert {sizes[0], sizes[-1]} == {(("batch", 80), ("height", height)) for height in (3, 9)}
+
+
 def test_sizes_are_drawn_alike() -> None:
     """Few sizes are all compared; of many some are drawn, the same ones each time."""
     few = drawn_sizes((AxisRange(name="height", min=3, opt=4, max=9),))
