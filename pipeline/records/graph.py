@@ -48,8 +48,8 @@ class OnnxRecord(StageRecord):
     left_unquantized: tuple[str, ...] = ()
     """Layers, sums, pools and other nodes that the configuration leaves in floating point."""
     left_layers: Count = 0
-    """Number of convolutions and matrix products among them; also of those without proposed Q/DQ pairs, and in fp8 of
-    those without FP8 kernels in TensorRT."""
+    """Number of convolutions and matrix products among them; in mixed graphs also of those without proposed Q/DQ pairs,
+    and in fp8 of those without FP8 kernels in TensorRT."""
     opset17: FileRecord | None = None
     """The same QDQ graph for TensorRT 8.6, whose parser ends at opset 17. The layers around the quantised ones are in
     FP32 instead of FP16, and the weights are in FP32 behind Q/DQ pairs. None if `file` itself has opset 17, or if the

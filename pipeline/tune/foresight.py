@@ -64,10 +64,16 @@ class Foresight(NamedTuple):
             return self.pairs[variant.graph, choice]
         if choice in self.rewrites:
             return self.rewrites[choice]
+        if choice in REWRITE_CHOICES and variant.graph and variant.graph.for_tensorrt and self._is_proposed:
+            return "the proposal of places is of the graph without it"
         if choice in BUILDER_CHOICES and variant.backend is Backend.TENSORRT:
             library = self.libraries.get(self.plan.engine_target(variant).flavour)
             return library.refused.get(choice, "") if library else ""
         return ""
+
+    @property
+    def _is_proposed(self) -> bool:
+        return self.plan.config.quantization.placement is not Placement.AUTO
 
     @property
     def remarks(self) -> tuple[str, ...]:

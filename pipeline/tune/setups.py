@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import storage_errors
 from model_artifacts.host.files import write_bytes
-from model_artifacts.records import Graph
+from model_artifacts.records import Graph, Precision
 from pipeline.config.files.derived import changed, plain_data, yaml_of
 from pipeline.config.loading import load_config
 from pipeline.config.values import QUANTIZED_PRECISIONS
@@ -150,6 +150,8 @@ def narrowed(config: Config, variant: Variant) -> Narrow:
     dropped = [f"leave_unquantized.{name}" for name in ("int8", "fp8") if name != variant.precision.value]
     if variant.precision not in QUANTIZED_PRECISIONS:
         dropped.append("quantization")
+    elif variant.precision is not Precision.INT8:
+        dropped.append("quantization.head")
     if variant.profile:
         profile = variant.profile
         values["profiles"] = [_written(profile)]

@@ -203,8 +203,8 @@ def _times(values: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
 
 def _keep_axes(graph: onnx.GraphProto, name: str) -> None:
     """Let a mean that leaves out its axes keep them, and flatten its result, in place."""
-    node = makers_of(graph)[name]
-    if node.op_type != "ReduceMean" or _number(node, "keepdims", 1):
+    node = makers_of(graph).get(name)  # none makes an input of the graph
+    if node is None or node.op_type != "ReduceMean" or _number(node, "keepdims", 1):
         return
     kept = [item for item in node.attribute if item.name != "keepdims"]
     del node.attribute[:]

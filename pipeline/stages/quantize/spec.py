@@ -50,8 +50,11 @@ PAIRS_VERSION = 2
 
 2 has FP16 around int8 only if a node is left out that has pairs by itself.
 """
-PLACEMENT_VERSION = 1
-"""Raise it when the same proposed pairs give another graph."""
+PLACEMENT_VERSION = 2
+"""Raise it when the same proposed pairs give another graph, or another record.
+
+2 counts layers without proposed pairs as left out in mixed graphs alone.
+"""
 HEAD_VERSION = 1
 """Raise it when the same type of the head gives another graph."""
 SIZES_VERSION = 1

@@ -181,7 +181,8 @@ def _forms(project: Project, graph: Graph, fp32: onnx.ModelProto, scratch: Path)
     if settings.head and graph is Graph.INT8 and not outer_layers(fp32, graph, settings):
         raise _no_head(settings)  # before the calibration
     unproposed = left_by_proposal(graph, fp32, settings, pairs)
-    newly = (*(name for name in groups if name not in outer_layers(fp32, graph)), *unproposed)
+    newly = tuple(name for name in groups if name not in outer_layers(fp32, graph))
+    newly += unproposed if graph.is_mixed else ()  # a plain name promises that most layers are quantised
     if graph.for_x86:
         # Its Q/DQ pairs replace activations, too, so that a node reading in front of a pair would miss its activation.
         kept = {*outer_layers(fp32, graph, settings), *groups}

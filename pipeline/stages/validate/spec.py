@@ -8,6 +8,7 @@ from model_artifacts.host.environment import version
 from model_artifacts.host.factory_code import code_of, imported_code_of
 from model_artifacts.records import CPU_TARGET, Backend, Precision, Task
 from pipeline.config.axes import checked_sizes, label_axes
+from pipeline.config.quantization import Placement
 from pipeline.planning.freshness import failed_or_lacked_before
 from pipeline.planning.keys import build_identity, driver_presence, gpu_type, installed_for, make_key
 from pipeline.planning.plan import STRICT_FP32, TF32, Arithmetic, arithmetic_of
@@ -79,6 +80,7 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         **_size_fields(project, variant),
         **({"profiles": PROFILES_VERSION} if variant.profile and variant.profile.tuned else {}),
         **_task_fields(project.config.model),
+        **_proposal_fields(project, variant),
         **({} if variant.io.is_plain else {"io": [variant.io.model_dump(mode="json"), ENDS_VERSION]}),
         gate=project.config.gates.of(variant.precision),
         # An fp32 engine may turn out to multiply in TF32.
@@ -97,6 +99,13 @@ def accuracy_key(project: Project, variant: Variant) -> Key:
         driver=driver_presence(project, variant),
         gpu=gpu_type(project.plan.gpu(variant.target)),
     )
+
+
+def _proposal_fields(project: Project, variant: Variant) -> dict[str, object]:
+    """Return the field of a graph with proposed Q/DQ pairs: how many layers its gate does not count."""
+    if project.config.quantization.placement is Placement.AUTO or not (variant.graph and variant.graph.for_tensorrt):
+        return {}
+    return {"left_layers": project.onnx(variant.graph).left_layers}
 
 
 def _size_fields(project: Project, variant: Variant) -> dict[str, object]:

@@ -21,7 +21,7 @@ from pipeline.tune.foresight import (
 )
 from pipeline.tune.records import Choice, Point
 from pipeline.tune.setups import Setups
-from pipeline.tune.space import BUILDER_CHOICES, PROPOSED, space_of
+from pipeline.tune.space import BUILDER_CHOICES, PROPOSED, REWRITE_CHOICES, space_of
 from pipeline.tune.trials import Waits, ensure
 from tests.support.model_optimizer import interpreter
 from tests.support.plans import config_of
@@ -101,6 +101,19 @@ def test_rewrites_of_what_the_network_lacks_are_no_choices() -> None:
     assert foresight.refusal(engine, product).startswith("no product of a global pool's output")
     assert foresight.refusal(engine, channels) == ""
     assert idle_rewrites(short_graph("conv", "product")) == {}
+
+
+def test_a_proposal_of_the_configuration_holds_for_no_rewritten_graph() -> None:
+    """It names nodes of the graph as it is; graphs in floating point have no places, and those of x86 their own."""
+    plan = Plan(config_of(precisions=["fp32", "int8"], quantization={"placement": "model_optimizer"}), Host())
+    foresight = Foresight(plan)
+    for choice in REWRITE_CHOICES:
+        for graph in (Graph.INT8, Graph.INT8_MIXED):
+            engine = variant_of(Graph.INT8, "tensorrt").model_copy(update={"graph": graph})
+            assert foresight.refusal(engine, choice).startswith("the proposal of places is of the graph without it")
+            assert Foresight(PLAN).refusal(engine, choice) == ""
+        assert foresight.refusal(variant_of(Graph.FP32, "tensorrt"), choice) == ""
+        assert foresight.refusal(variant_of(Graph.INT8_CPU, "onnxruntime"), choice) == ""
 
 
 @pytest.mark.parametrize(

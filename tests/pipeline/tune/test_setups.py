@@ -165,6 +165,15 @@ def test_a_winner_without_quantised_graphs_has_no_settings_of_them() -> None:
             assert ("quantization" in dropped) == (variant.precision is Precision.FP16)
 
 
+def test_a_winner_in_fp8_has_no_head_of_int8() -> None:
+    """`quantization.head` would be refused beside fp8 alone; int8 keeps it."""
+    config = config_of(precisions=["int8", "fp8"], quantization={"head": "float16", "calibration": "mse"})
+    for variant in engines_of(Plan(config)):
+        dropped = narrowed(config, variant).dropped
+        assert ("quantization.head" in dropped) == (variant.precision is Precision.FP8)
+        assert "quantization" not in dropped
+
+
 def test_a_second_look_writes_nothing(setups: Setups) -> None:
     """A search that goes on finds its folders as they are."""
     file = setups.project((STREAMS,)).config_file

@@ -90,6 +90,16 @@ def test_a_broken_pattern_is_left_alone(between: list[onnx.NodeProto], channels:
     assert found.model == model
 
 
+def test_an_input_with_one_value_a_channel_needs_no_pool() -> None:
+    """No node makes it, so that there are no axes to keep."""
+    nodes = [node("Flatten", "image", "flat", axis=1), gemm()]
+    model = graph_of(nodes, CONSTANTS, FLAT, image=("batch", 3, 1, 1))
+    found = as_convolutions(model)
+    assert operators(found.model) == ["Conv", "Flatten"]
+    image = drawn(2, 3, 1, 1, seed=2)
+    np.testing.assert_allclose(run(found.model, image)[0], run(model, image)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_an_activation_in_front_of_the_flattening_is_none() -> None:
     """There is one value a channel all the same, as behind a norm of the pooled values."""
     nodes = [POOL[0], node("Relu", "pooled", "positive"), node("Flatten", "positive", "flat"), gemm()]

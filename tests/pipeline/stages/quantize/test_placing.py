@@ -140,7 +140,7 @@ def convolutions(project: Project) -> tuple[str, str]:
 
 @pytest.mark.parametrize("graph", TENSORRT, ids=lambda graph: graph.value)
 def test_the_stage_takes_the_proposal(tiny: Project, graph: Graph) -> None:
-    """The graph has the proposed pairs alone; a layer without them is counted, and is in FP16."""
+    """The graph has the proposed pairs alone; a layer without them is in FP16, and is no reason for a weaker gate."""
     first, second = convolutions(tiny)
     (pool,) = (node.name for node in fp32_of(tiny).graph.node if node.op_type == "AveragePool")
     places = ((second, 0), (second, 1), (pool, 0))
@@ -148,7 +148,7 @@ def test_the_stage_takes_the_proposal(tiny: Project, graph: Graph) -> None:
     record = make_quantized(tiny, graph)
     model = load(tiny, graph)
     assert quantized_inputs(model) == {*places}
-    assert record.left_layers == (graph is Graph.INT8)  # fp8 leaves the first convolution by itself
+    assert record.left_layers == 0
     weight = next(node.input[1] for node in model.graph.node if node.name == first)
     assert weights(model)[weight].dtype == np.float16
     assert relative_error(tiny, model) < 0.06
@@ -171,6 +171,17 @@ def test_groups_are_added_to_a_proposal_and_left_out_of_it(tiny: Project) -> Non
     make_quantized(project, Graph.INT8)
     found = quantized_inputs(load(project, Graph.INT8))
     assert found == {(node, place) for node in (first, second, last) for place in (0, 1)}
+
+
+def test_a_mixed_graph_is_counted_without_what_the_proposal_leaves_out(tiny: Project) -> None:
+    """Its name says that layers are in FP16, as the plain one's does not; its validation knows their number."""
+    _, second = convolutions(tiny)
+    (last,) = (node.name for node in fp32_of(tiny).graph.node if node.op_type == "Gemm")
+    recorded(tiny, Graph.INT8, *((node, place) for node in (second, last) for place in (0, 1)))
+    tiny.config_file.write_text(f"{tiny.config_file.read_text()}leave_unquantized: {{int8: [{second}]}}\n")
+    project = Project.load(tiny.config_file, STAGES)
+    assert [make_quantized(project, graph).left_layers for graph in (Graph.INT8, Graph.INT8_MIXED)] == [0, 2]
+    assert quantized_inputs(load(project, Graph.INT8_MIXED)) == {(last, 0), (last, 1)}
 
 
 def test_graphs_for_x86_keep_their_own_places(tiny: Project) -> None:
