@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError, storage_errors
+from model_artifacts.errors import ArtifactError, CrashedError, KilledError, OverdueError, QuantizeError, storage_errors
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -239,6 +239,7 @@ def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str,
     Raises:
         QuantizeError: the graph cannot be quantised, or the process died.
         KilledError: something outside has ended the process.
+        OverdueError: it took longer than the project allows.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _apart(project, graph, place, project, graph, scratch, left, Path(folder))
@@ -250,11 +251,10 @@ def _shifts(project: Project, graph: Graph, scratch: Path) -> Means:
 
 
 def _apart(project: Project, graph: Graph, function: Callable[..., Means], *arguments: object) -> Means:
+    rerun = project.command(Step("quantize", f"{project.plan.model}/{graph.value}"))
     try:
-        return run_isolated(
-            function, *arguments, rerun=project.command(Step("quantize", f"{project.plan.model}/{graph.value}"))
-        )
-    except KilledError:
+        return run_isolated(function, *arguments, timeout_seconds=project.run_seconds, rerun=rerun)
+    except (KilledError, OverdueError):  # of the host and of the budget, not of the graph
         raise
     except CrashedError as exc:
         raise QuantizeError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model_artifacts.errors import CrashedError, RunError, one_line
+from model_artifacts.errors import CrashedError, OverdueError, RunError, one_line
 from model_artifacts.host.environment import now, tools, version
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -64,6 +64,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     Raises:
         RecordError: a record is missing or damaged.
         StorageError: the results cannot be written.
+        OverdueError: it took longer than the project allows. Nothing is recorded.
     """
     key = key_of(project, project.plan.rounding_step(arithmetic))
     data = project.data()
@@ -158,6 +159,8 @@ def _results(
         if arithmetic.precision in QUANTIZED_PRECISIONS:
             return _quantized(project, arithmetic, images, spans), ""
         return _emulated(project, arithmetic, images), ""
+    except OverdueError:  # the budget's doing, which says nothing about the network
+        raise
     except (RunError, CrashedError) as exc:
         return {}, str(exc)
 
@@ -218,7 +221,18 @@ def _emulated_graph(project: Project, arithmetic: Arithmetic, images: Batch) -> 
     rerun = project.command(project.plan.rounding_step(arithmetic))
     runs = RUNS[arithmetic.precision]
     try:
-        return run_isolated(emulate_graph, file, arithmetic.precision, images, _BATCH, runs, rerun=rerun)
+        return run_isolated(
+            emulate_graph,
+            file,
+            arithmetic.precision,
+            images,
+            _BATCH,
+            runs,
+            timeout_seconds=project.run_seconds,
+            rerun=rerun,
+        )
+    except OverdueError:
+        raise
     except (RunError, CrashedError) as exc:
         raise _not_emulated(arithmetic, exc) from exc
 
@@ -243,7 +257,7 @@ def _quantized(project: Project, arithmetic: Arithmetic, images: Batch, spans: S
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
-    outputs = run_isolated(_run_graph, file, images, rerun=rerun)
+    outputs = run_isolated(_run_graph, file, images, timeout_seconds=project.run_seconds, rerun=rerun)
     return {"Q/DQ pairs of the graph": rows_of(outputs, spans)}
 
 
