@@ -39,7 +39,8 @@ from pipeline.system.locks import exclusive
 from pipeline.tune.records import Choice, Point
 from pipeline.tune.setups import Setups
 from pipeline.tune.space import option
-from pipeline.tune.trials import Waits, ensure
+from pipeline.tune.steps.limits import Rest
+from pipeline.tune.steps.running import ensure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,7 +114,7 @@ def make_graphs(setups: Setups, points: Sequence[Point]) -> None:
         for stage in ("build", "validate"):
             for step in project.schedule.dependencies(Step(stage, variant.id)).requires:
                 if step.stage != "build":
-                    ensure(project, step, Waits(), done)
+                    ensure(project, step, Rest(), done)
 
 
 def make_all_graphs(setups: Setups, found: Sequence[Named], options: argparse.Namespace) -> None:
@@ -137,12 +138,12 @@ def made(setups: Setups, name: str, point: Point) -> Engine | None:
     began = time.monotonic()
     try:
         place = setups.place(point)
-        ensure(place.project, Step("build", place.variant.id), Waits())
+        ensure(place.project, Step("build", place.variant.id), Rest())
         artifact = place.project.artifact(place.variant)
         if artifact.outcome is not Outcome.DONE:
             print(f"{point.subject} {name}: {artifact.outcome.value}: {artifact.reason}".partition("\n")[0], flush=True)
             return None
-        ensure(place.project, Step("validate", place.variant.id), Waits())
+        ensure(place.project, Step("validate", place.variant.id), Rest())
         report = place.project.accuracy(place.variant)
     except ArtifactError as exc:
         print(f"{point.subject} {name}: failed: {one_line(exc)}", flush=True)

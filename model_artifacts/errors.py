@@ -134,6 +134,10 @@ class CrashedError(ArtifactError):
     """A process for risky work that died, hung or raised an unexpected exception."""
 
 
+class OverdueError(CrashedError):
+    """A process for risky work that had no result within its time limit."""
+
+
 class KilledError(CrashedError):
     """A process for risky work that was killed from outside: for lack of memory, or with its machine."""
 

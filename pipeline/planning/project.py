@@ -84,8 +84,8 @@ class Project:
     sent_from: GitState | None = None
     """On a worker, the checkout of the driver, whose code and configuration it has."""
     run_seconds: float = math.inf
-    """The most seconds that a validation may run an artifact for, on any hardware, beside `validation.timeout_seconds`:
-    what is left of a search's budget. It is in no key."""
+    """The most seconds for each process of a quantisation, a rounding or a validation, on any hardware, beside
+    `validation.timeout_seconds`: what is left of a search's budget. It is in no key."""
 
     def command(self, step: Step) -> str:
         """Return the shell command that runs a step of this configuration."""

@@ -17,7 +17,15 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from model_artifacts.errors import ArtifactError, CrashedError, KilledError, one_line, out_of_memory, storage_errors
+from model_artifacts.errors import (
+    ArtifactError,
+    CrashedError,
+    KilledError,
+    OverdueError,
+    one_line,
+    out_of_memory,
+    storage_errors,
+)
 from pipeline.system.forks import Surroundings, current_server
 from pipeline.system.processes import KILLED, ask_to_end, describe_exit, live_with, release
 
@@ -72,8 +80,9 @@ def run_isolated(
         ArtifactError: the function raised it; type and message are the same.
         StorageError: the log cannot be written.
         KilledError: something outside has ended the process. The message has the log's last lines.
-        CrashedError: the process died or took too long, and the message has the log's last lines; or the function
-            raised any other error, and the log has its traceback.
+        OverdueError: it took too long. The message has the log's last lines.
+        CrashedError: the process died, and the message has the log's last lines; or the function raised any other
+            error, and the log has its traceback.
     """
     if log is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +94,8 @@ def run_isolated(
             done, value = _ask(process, ours, (function, arguments), timeout_seconds)
         except TimeoutError:
             ask_to_end(process, _TERM_SECONDS)
-            raise _crashed(f"no result within the limit of {timeout_seconds:g} s", log, rerun) from None
+            headline = f"no result within the limit of {timeout_seconds:g} s"
+            raise _crashed(headline, log, rerun, OverdueError) from None
         except EOFError:
             process.join(_EXIT_SECONDS)
             error = KilledError if process.exitcode in KILLED else CrashedError

@@ -16,7 +16,8 @@ from pipeline.planning.plan import QDQ
 from pipeline.planning.steps import Step
 from pipeline.system.isolation import run_isolated
 from pipeline.tune.space import BUILDER_CHOICES, HEAD_CHOICE, PAIR_CHOICES, PROPOSED, REWRITE_CHOICES
-from pipeline.tune.trials import Waits, ensure
+from pipeline.tune.steps.limits import Rest
+from pipeline.tune.steps.running import ensure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -119,7 +120,7 @@ def _unproposed(project: Project, graphs: Collection[Graph]) -> dict[tuple[Graph
 def _proposed(project: Project, graph: Graph) -> str:
     """Return the reason why Model Optimizer proposes nothing for a graph; empty if it has proposed places."""
     try:
-        ensure(project, Step("propose", f"{project.plan.model}/{graph.value}"), Waits())
+        ensure(project, Step("propose", f"{project.plan.model}/{graph.value}"), Rest())
     except ArtifactError as exc:
         there = project.paths.proposal(graph)
         stale = f"{there.name} is stale; " if there.is_file() else ""

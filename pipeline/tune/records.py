@@ -150,7 +150,9 @@ class Trial(StageRecord):
     refused: str = ""
     """The setting that the library cannot apply, of `unsupported`."""
     cut: bool = False
-    """True of `failed` if the budget ended its build or its validation, so that a larger one tries it again."""
+    """True of `failed` if the budget ended one of its steps, so that a larger one tries it again."""
+    budget_seconds: Seconds = 0.0
+    """The budget that has cut it; 0 for others."""
     seconds: Seconds
     """Time of the trial: build, validation and timing; of a result that was there already, what it took now."""
     screening_seconds: Seconds = 0.0

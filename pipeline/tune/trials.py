@@ -6,34 +6,35 @@ Nothing that missed its gate is ever timed.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import ArtifactError, RecordError, RunError, SourceError, UsageError
+from model_artifacts.errors import ArtifactError, RecordError, StorageError, UsageError
 from model_artifacts.host.environment import now
 from model_artifacts.records import CLOCKS, Backend, Clock, Layout
-from pipeline.planning.freshness import is_current, is_reused
+from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of, make_key
 from pipeline.planning.steps import Step
 from pipeline.records import Outcome
 from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_together
-from pipeline.system.locks import exclusive, working
 from pipeline.tune.records import ScreenedBatch, Trial, TrialVerdict
 from pipeline.tune.space import is_of_graph
+from pipeline.tune.steps.limits import Rest
+from pipeline.tune.steps.running import ensure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from model_artifacts.records import Gpu, Key
+    from model_artifacts.records import Key
     from pipeline.config.settings import Config
     from pipeline.planning.project import Project
     from pipeline.records import AccuracyReport, Artifact
     from pipeline.stages.benchmark.results import Measured
     from pipeline.tune.records import Choice, Point
     from pipeline.tune.setups import Place, Setups
+    from pipeline.tune.steps.limits import Waits
 
 VERSION = 2
 """Raise it when a trial judges or times a point in another way, or records more of it.
@@ -45,85 +46,6 @@ _SCREENING = {"restarts": 1, "rounds": 1, "warmup_seconds": 0.3}
 """The settings of the benchmark in which screening is cheaper than the finals."""
 _MADE = {TrialVerdict.UNSUPPORTED: ("build",), TrialVerdict.UNCHANGED: ()}
 """The stages of a variant that a trial of a verdict has run; both for all others."""
-_LEAST_SECONDS = 30.0
-"""The least time limit of a build and of a validation: a short rest of the budget is no reason to record a failure."""
-
-
-class Quiet:
-    """A console that keeps the last error of a step."""
-
-    def __init__(self) -> None:
-        self.last_error = ""
-
-    def say(self, text: str) -> None:
-        """Print nothing: a search prints a line for each trial."""
-
-    def error(self, text: str) -> None:
-        """Keep a line."""
-        self.last_error = text
-
-
-class Waits:
-    """The time for which a search has waited for its turn on the host: no part of any budget."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def turn(self, gpu: Gpu | None = None, *, alone: bool) -> Iterator[None]:
-        """Wait for the turn of a step, and count that; timed work is alone, and holds its GPU."""
-        began = time.monotonic()
-        with working(alone=alone), exclusive(gpu):
-            self.seconds += time.monotonic() - began
-            yield
-
-
-class Rest:
-    """What is left of the budget while a trial runs."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._began, self.waits = seconds, time.monotonic(), Waits()
-
-    @property
-    def seconds(self) -> float:
-        """Time limit of what begins now."""
-        return max(self._seconds - self.spent, _LEAST_SECONDS)
-
-    @property
-    def spent(self) -> float:
-        """The seconds since its start, but those of waits."""
-        return time.monotonic() - self._began - self.waits.seconds
-
-
-def ensure(project: Project, step: Step, waits: Waits, done: set[Step] | None = None) -> None:
-    """Run a step and those that it requires, as far as they are stale.
-
-    A build or a validation that fails leaves its record, which tells; a failure of what it is made from is an error.
-
-    Raises:
-        RunError: a step that this one requires has failed.
-        SourceError: a step needs torch, which is not installed.
-        ArtifactError: what a step raises.
-    """
-    seen = set() if done is None else done
-    if step in seen:
-        return
-    seen.add(step)
-    for earlier in project.schedule.dependencies(step).requires:
-        ensure(project, earlier, waits, seen)
-    if is_current(project, step):
-        return
-    if is_reused(project, step):
-        raise SourceError(
-            f"{step.name} needs torch, which is not installed here; its result is missing or stale",
-            fix=f"run `{project.command(step)}` where torch is, and copy {project.paths.folder} from there",
-        )
-    spec = project.schedule.spec(step.stage)
-    console = Quiet()
-    with waits.turn(alone=spec.alone):
-        status = spec.load()(project, project.schedule.subject(step), console)
-    if status and not spec.in_manifest:
-        raise RunError(f"{step.name} failed: {console.last_error.removeprefix('error: ')}".rstrip(": "))
 
 
 @dataclass(frozen=True)
@@ -132,6 +54,8 @@ class Trials:
 
     setups: Setups
     max_drop: float | None = None
+    budget_seconds: float = 0.0
+    """The budget of the search. A trial that it has cut is tried again with a larger one alone."""
 
     @property
     def folder(self) -> Path:
@@ -141,8 +65,9 @@ class Trials:
     def read(self) -> list[Trial]:
         """Return the trials that still hold, in their order, and remove the others.
 
-        A trial holds while its key is that of now, and it did not fail. A failure is tried again in the next run. What
-        was taken from another trial, as that of the same graph, holds as long as that one.
+        A trial holds while its key is that of now, and it did not fail. A failure is tried again in the next run; one
+        that the budget has cut only with a larger budget, or if `doit` has validated the point since. What was taken
+        from another trial, as that of the same graph, holds as long as that one.
 
         Raises:
             StorageError: a file cannot be removed.
@@ -162,11 +87,18 @@ class Trials:
         try:
             trial = base.read(path, Trial)
             place = self.setups.place(trial.point)
-            held = trial.verdict is not TrialVerdict.FAILED and trial.key == self._key(place, trial.point)
-            steps = [Step(stage, place.variant.id) for stage in _MADE.get(trial.verdict, ("build", "validate"))]
-            return trial if held and all(is_current(place.project, step) for step in steps) else None
+            return trial if self._holds(trial, place) else None
         except (RecordError, UsageError):  # the record is damaged, or the configuration has no such point any more
             return None
+
+    def _holds(self, trial: Trial, place: Place) -> bool:
+        if trial.key != self._key(place, trial.point):
+            return False
+        stages = _MADE.get(trial.verdict, ("build", "validate"))
+        is_done = all(is_current(place.project, Step(stage, place.variant.id)) for stage in stages)
+        if trial.verdict is not TrialVerdict.FAILED:
+            return is_done
+        return trial.cut and self.budget_seconds <= trial.budget_seconds and not is_done
 
     def _key(self, place: Place, point: Point) -> Key:
         """Return the key of a trial: the build, its judgement, and the circumstances of its timing."""
@@ -186,65 +118,73 @@ class Trials:
         Args:
             point: the point.
             trials: all trials so far.
-            seconds_left: what is left of the budget, which limits the build and the validation.
+            seconds_left: what is left of the budget, which limits each step of the trial.
             spent: seconds that were spent for this point before, on the layers' sensitivities.
 
         Raises:
-            ArtifactError: what the point is made from cannot be made, or the record cannot be written.
+            ArtifactError: what all points are made from cannot be made, or a file cannot be written.
         """
         rest = Rest(seconds_left)
         number = max((trial.number for trial in trials), default=0) + 1
         place = self.setups.place(point)
-        found = self._tried(place, point, number, trials, rest)
-        trial = found.model_copy(update={"seconds": round(rest.spent + spent, 2), "key": self._key(place, point)})
-        return self.setups.base.write(self.folder / f"{number:04}.json", trial)
-
-    def _tried(self, place: Place, point: Point, number: int, trials: Sequence[Trial], rest: Rest) -> Trial:
-        (project, variant), waits = place, rest.waits
         plain = Trial(
             key=make_key(), built_at=now(), number=number, point=point, verdict=TrialVerdict.FAILED, seconds=0.0
         )
+        found = self._tried(place, plain, trials, rest)
+        if found.cut:
+            found = found.model_copy(update={"budget_seconds": self.budget_seconds})
+        trial = found.model_copy(update={"seconds": round(rest.spent + spent, 2), "key": self._key(place, point)})
+        return self.setups.base.write(self.folder / f"{number:04}.json", trial)
+
+    def _tried(self, place: Place, plain: Trial, trials: Sequence[Trial], rest: Rest) -> Trial:
+        """Return the trial; one that has failed if a step that this point alone needs cannot be done."""
         try:
-            plain = plain.model_copy(update={"graph": _graph_of(place, waits)})
-            if twin := _same_graph(plain, trials):
-                reason = f"its graph is that of trial {twin.number}; nothing was built"
-                unchanged = {"verdict": TrialVerdict.UNCHANGED, "same_as": twin.number, "reason": reason}
-                return plain.model_copy(update=unchanged)
-            cut = _in_time(project, Step("build", variant.id), rest)
+            return self._judged(place, plain, trials, rest)
+        except StorageError:  # of the disk, not of the point
+            raise
         except ArtifactError as exc:
-            if not point.choices:
+            if not plain.point.choices and not rest.cut:
                 raise  # all other points are made from the same
-            return plain.model_copy(update={"reason": _headline(exc.what)})
+            return _failed(plain, _headline(exc.what), rest)
+
+    def _judged(self, place: Place, plain: Trial, trials: Sequence[Trial], rest: Rest) -> Trial:
+        project, variant = place
+        plain = plain.model_copy(update={"graph": _graph_of(place, rest)})
+        if twin := _same_graph(plain, trials):
+            reason = f"its graph is that of trial {twin.number}; nothing was built"
+            unchanged = {"verdict": TrialVerdict.UNCHANGED, "same_as": twin.number, "reason": reason}
+            return plain.model_copy(update=unchanged)
+        ensure(project, Step("build", variant.id), rest)
         artifact = project.artifact(variant)
         if artifact.outcome is not Outcome.DONE:
-            return _ended(plain, artifact.outcome, artifact.reason, cut)
-        if refused := refusal_of(artifact, point):
+            return _ended(plain, artifact.outcome, artifact.reason, rest)
+        if refused := refusal_of(artifact, plain.point):
             setting, reason = refused
             unsupported = {"verdict": TrialVerdict.UNSUPPORTED, "reason": reason, "refused": setting}
             return plain.model_copy(update=unsupported)
-        cut = _in_time(project, Step("validate", variant.id), rest)
+        ensure(project, Step("validate", variant.id), rest)
         report = project.accuracy(variant)
         distance = report.accuracy.relative_l2 if report.accuracy else None
         judged = plain.model_copy(
             update={"drop": drop_of(report), "relative_l2": distance, "engine": _work_of(artifact)}
         )
         if not report.passed:
-            return _rejected_or_ended(judged, report, cut)
+            return _rejected_or_ended(judged, report, rest)
         if self.max_drop is not None and judged.drop is not None and judged.drop > self.max_drop:
             reason = f"it loses {judged.drop:.2%} of the answers; --max-drop accepts {self.max_drop:.2%}"
             return judged.model_copy(update={"verdict": TrialVerdict.REJECTED, "reason": reason})
         if same := _same_engine(judged, trials):
             timed = {"screened": same.screened, "memory_bytes": same.memory_bytes, "same_as": same.number}
             return judged.model_copy(update={"verdict": TrialVerdict.PASSED, **timed})
-        return _screened(judged, place, artifact, waits)
+        return _screened(judged, place, artifact, rest.waits)
 
 
-def _graph_of(place: Place, waits: Waits) -> str:
+def _graph_of(place: Place, rest: Rest) -> str:
     """Return the digest of a point's ONNX graph, which is made here if it is stale; empty if it has none."""
     project, variant = place
     if variant.graph is None:
         return ""
-    ensure(project, project.plan.graph_step(variant.graph), waits)
+    ensure(project, project.plan.graph_step(variant.graph), rest)
     return project.onnx(variant.graph).canonical_sha256
 
 
@@ -282,29 +222,6 @@ def _digest(project: Project, step: Step) -> str | None:
         return None
 
 
-def _in_time(project: Project, step: Step, rest: Rest) -> str:
-    """Run a build or a validation, and return the reason if the budget has ended it; empty if it ended by itself."""
-    done: set[Step] = set()
-    for earlier in project.schedule.dependencies(step).requires:
-        ensure(project, earlier, rest.waits, done)
-    limit, before = rest.seconds, rest.spent
-    ensure(_limited(project, limit), step, rest.waits, done)
-    work = "validation" if step.stage == "validate" else step.stage
-    cut = f"the budget ended its {work} after {limit:.0f} s; a larger --budget tries it again"
-    return cut if rest.spent - before >= limit else ""
-
-
-def _limited(project: Project, seconds: float) -> Project:
-    """Return a project whose builds and validations end in time; their limits are in no key."""
-    config = project.config
-    limits = {
-        name: settings.model_copy(update={"build_timeout_seconds": min(settings.build_timeout_seconds, seconds)})
-        for name, settings in (("tensorrt", config.tensorrt), ("torch_tensorrt", config.torch_tensorrt))
-    }
-    plan = replace(project.plan, config=config.model_copy(update=limits))
-    return replace(project, plan=plan, run_seconds=seconds)
-
-
 def refusal_of(artifact: Artifact, point: Point) -> tuple[str, str] | None:
     """Return the setting among a point's choices that the library could not apply, and why; None if it applied all."""
     notes = {setting.name: setting.note for setting in artifact.settings if not setting.applied}
@@ -319,16 +236,21 @@ def drop_of(report: AccuracyReport) -> float | None:
     return report.accuracy.relative_l2 if report.accuracy else None
 
 
-def _ended(plain: Trial, outcome: Outcome, reason: str, cut: str) -> Trial:
-    """Return the trial of a build or a validation that was not done, with the reason if the budget has ended it."""
+def _failed(plain: Trial, reason: str, rest: Rest) -> Trial:
+    """Return the trial of a point that failed, with the budget as the reason if that has ended its last step."""
+    return plain.model_copy(update={"reason": rest.cut or reason, "cut": bool(rest.cut)})
+
+
+def _ended(plain: Trial, outcome: Outcome, reason: str, rest: Rest) -> Trial:
+    """Return the trial of a build or a validation that was not done."""
     if outcome is Outcome.SKIPPED:
         return plain.model_copy(update={"verdict": TrialVerdict.SKIPPED, "reason": _headline(reason)})
-    return plain.model_copy(update={"reason": cut or _headline(reason), "cut": bool(cut)})
+    return _failed(plain, _headline(reason), rest)
 
 
-def _rejected_or_ended(judged: Trial, report: AccuracyReport, cut: str) -> Trial:
+def _rejected_or_ended(judged: Trial, report: AccuracyReport, rest: Rest) -> Trial:
     if report.outcome is not Outcome.DONE:
-        return _ended(judged, report.outcome, report.reason, cut)
+        return _ended(judged, report.outcome, report.reason, rest)
     return judged.model_copy(update={"verdict": TrialVerdict.REJECTED, "reason": _headline(report.reason)})
 
 

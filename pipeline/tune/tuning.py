@@ -29,6 +29,8 @@ from pipeline.tune.rules import screened_rules
 from pipeline.tune.search import LATENCY, Objective, Search
 from pipeline.tune.setups import Setups
 from pipeline.tune.space import mixed_of, space_of
+from pipeline.tune.steps.limits import Rest
+from pipeline.tune.steps.running import ensure
 from pipeline.tune.table import (
     answer_lines,
     effect_lines,
@@ -41,7 +43,7 @@ from pipeline.tune.table import (
     wrapped,
     write,
 )
-from pipeline.tune.trials import VERSION, Trials, Waits, ensure
+from pipeline.tune.trials import VERSION, Trials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,11 +98,11 @@ class _Tuning:
         contenders = self._contenders()
         self._prepare(contenders)
         search = self._search()
-        store = Trials(setups, self.wishes.max_drop)
+        store = Trials(setups, self.wishes.max_drop, self.wishes.budget_seconds)
         trials = store.read()
         if trials:
             write(self.stream, f"going on after {len(trials)} trials of an earlier run")
-        search = self._explore(search, store, trials)
+        search = self._explore(replace(search, cut=any(trial.cut for trial in trials)), store, trials)
         finals = self._entered(setups, search, trials)
         restarts = self._finals(finals, search.spent(trials))
         record = self._record(finals, search, trials, restarts)
@@ -138,18 +140,18 @@ class _Tuning:
 
     def _prepare(self, contenders: Sequence[Contender]) -> None:
         """Make what the points are made from: it is the same for `doit`, and counts for no budget."""
-        project, done, waits = self.project, set[Step](), Waits()
+        project, done, rest = self.project, set[Step](), Rest()
         write(self.stream, "preparing the model, its images and its graphs, as far as they are stale")
         variants = [project.plan.variant(item.subject) for item in contenders]
         for variant in variants:
             for step in project.schedule.dependencies(Step("validate", variant.id)).requires:
                 if step.stage != "build":
-                    ensure(project, step, waits, done)
+                    ensure(project, step, rest, done)
             if variant.graph:
-                ensure(project, project.plan.graph_step(variant.graph), waits, done)
+                ensure(project, project.plan.graph_step(variant.graph), rest, done)
         for target in dict.fromkeys(variant.target for variant in variants):
             if baseline := project.plan.baseline(target):
-                ensure(project, Step("build", baseline.id), waits, done)
+                ensure(project, Step("build", baseline.id), rest, done)
 
     def _explore(self, search: Search, store: Trials, trials: list[Trial]) -> Search:
         """Make the moves of the search, and append each trial. Return the search with all that it has learnt."""
@@ -212,7 +214,7 @@ class _Tuning:
         for point in found.baselines:
             place = setups.place(point)
             try:
-                ensure(place.project, Step("build", point.subject), Waits())
+                ensure(place.project, Step("build", point.subject), Rest())
                 artifact = place.project.artifact(place.variant)
                 reason = "" if artifact.outcome is Outcome.DONE else artifact.reason
             except ArtifactError as exc:  # nothing that answers needs it

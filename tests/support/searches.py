@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
@@ -14,10 +13,6 @@ from pipeline.tune.records import Choice, Point, ScreenedBatch, Trial, TrialVerd
 from pipeline.tune.repair import RULE, Ranking, Repair, Screen
 from pipeline.tune.search import Objective, Search
 from pipeline.tune.space import Contender, Mixed, Option, Space
-
-if TYPE_CHECKING:
-    from pipeline.planning.project import Project
-    from pipeline.records import Artifact
 
 BATCHES = (1, 64)
 OBJECTIVES = (*(Objective("latency", batch) for batch in BATCHES), Objective("throughput"), Objective("memory"))
@@ -31,8 +26,8 @@ RULES = ("entropy", "mse", "99.9%")
 LAYERS = tuple(f"conv{number}" for number in range(12))
 
 
-def never_ends(_project: Project, _artifact: Artifact) -> None:
-    """Run an artifact as a driver that hangs does."""
+def never_ends(*_work: object) -> None:
+    """Run an artifact or a graph as a driver that hangs does."""
     while True:
         time.sleep(60)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from model_artifacts.errors import ArtifactError, CrashedError, KilledError, QuantizeError, storage_errors
+from model_artifacts.errors import ArtifactError, CrashedError, KilledError, OverdueError, QuantizeError, storage_errors
 from model_artifacts.host.environment import now, tools
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -29,7 +30,7 @@ from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
-from pipeline.stages.quantize.calibration import Images, Kept
+from pipeline.stages.quantize.calibration import Images, Kept, kept_arrays
 from pipeline.stages.quantize.groups import left_by, members
 from pipeline.stages.quantize.heads import half_heads
 from pipeline.stages.quantize.placement import left_by_proposal, outer_layers, without_fp8_kernels
@@ -46,7 +47,7 @@ from pipeline.stages.quantize.rewriting import (
     quantized_nodes,
     requantize,
 )
-from pipeline.stages.quantize.spec import ranges_key
+from pipeline.stages.quantize.spec import means_key, ranges_key
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ def _place_apart(project: Project, graph: Graph, scratch: Path, left: tuple[str,
     Raises:
         QuantizeError: the graph cannot be quantised, or the process died.
         KilledError: something outside has ended the process.
+        OverdueError: it took longer than the project allows.
     """
     with tempfile.TemporaryDirectory() as folder:
         return _apart(project, graph, place, project, graph, scratch, left, Path(folder))
@@ -251,11 +253,10 @@ def _shifts(project: Project, graph: Graph, scratch: Path) -> Means:
 
 
 def _apart(project: Project, graph: Graph, function: Callable[..., Means], *arguments: object) -> Means:
+    rerun = project.command(Step("quantize", f"{project.plan.model}/{graph.value}"))
     try:
-        return run_isolated(
-            function, *arguments, rerun=project.command(Step("quantize", f"{project.plan.model}/{graph.value}"))
-        )
-    except KilledError:
+        return run_isolated(function, *arguments, timeout_seconds=project.run_seconds, rerun=rerun)
+    except (KilledError, OverdueError):  # of the host and of the budget, not of the graph
         raise
     except CrashedError as exc:
         raise QuantizeError(
@@ -286,7 +287,7 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         fp32 = fp32_of(project)
         # Before the quantiser moves the weights out of the graph.
         images = _images(project)
-        means = input_means(fp32, images)
+        means = kept_arrays(Kept(means_key(project), project.paths.means), partial(input_means, fp32, images))
         weights = _weights(fp32) if graph.for_x86 else {}
         kept = Kept(ranges_key(project, graph), project.paths.ranges)
         settings = project.config.quantization

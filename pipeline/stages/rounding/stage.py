@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from model_artifacts.errors import CrashedError, RunError, one_line
+from model_artifacts.errors import CrashedError, OverdueError, RunError, one_line
 from model_artifacts.host.environment import now, tools, version
 from model_artifacts.host.files import replacing
 from model_artifacts.host.hashes import describe_file
@@ -15,7 +15,6 @@ from model_artifacts.host.progress import Bars
 from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.arithmetic import call, tensors, torch_batch
 from model_artifacts.sessions.feeds.batches import rows_of_batch, size_of
-from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
@@ -25,19 +24,18 @@ from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of
 from pipeline.stages.common.rows import as_shown, lifted, load_rows, rows_of, shown_share, spans_of
 from pipeline.stages.common.samples import loader_of, to_batch
 from pipeline.stages.rounding.emulation import RUNS, emulating
+from pipeline.stages.rounding.quantized import run_graph
 from pipeline.stages.rounding.spec import SAMPLES, shown_outputs
 from pipeline.stages.rounding.spread import farthest, spread_of, widest
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from model_artifacts.records import FileRecord, Io
     from model_artifacts.sessions.feeds.batches import Batch
-    from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -64,6 +62,7 @@ def measure_rounding(project: Project, arithmetic: Arithmetic) -> Rounding:
     Raises:
         RecordError: a record is missing or damaged.
         StorageError: the results cannot be written.
+        OverdueError: it took longer than the project allows. Nothing is recorded.
     """
     key = key_of(project, project.plan.rounding_step(arithmetic))
     data = project.data()
@@ -158,6 +157,8 @@ def _results(
         if arithmetic.precision in QUANTIZED_PRECISIONS:
             return _quantized(project, arithmetic, images, spans), ""
         return _emulated(project, arithmetic, images), ""
+    except OverdueError:  # the budget's doing, which says nothing about the network
+        raise
     except (RunError, CrashedError) as exc:
         return {}, str(exc)
 
@@ -218,7 +219,18 @@ def _emulated_graph(project: Project, arithmetic: Arithmetic, images: Batch) -> 
     rerun = project.command(project.plan.rounding_step(arithmetic))
     runs = RUNS[arithmetic.precision]
     try:
-        return run_isolated(emulate_graph, file, arithmetic.precision, images, _BATCH, runs, rerun=rerun)
+        return run_isolated(
+            emulate_graph,
+            file,
+            arithmetic.precision,
+            images,
+            _BATCH,
+            runs,
+            timeout_seconds=project.run_seconds,
+            rerun=rerun,
+        )
+    except OverdueError:
+        raise
     except (RunError, CrashedError) as exc:
         raise _not_emulated(arithmetic, exc) from exc
 
@@ -243,13 +255,8 @@ def _quantized(project: Project, arithmetic: Arithmetic, images: Batch, spans: S
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
-    outputs = run_isolated(_run_graph, file, images, rerun=rerun)
+    outputs = run_isolated(run_graph, file, images, _BATCH, timeout_seconds=project.run_seconds, rerun=rerun)
     return {"Q/DQ pairs of the graph": rows_of(outputs, spans)}
-
-
-def _run_graph(file: Path, images: Batch) -> Outputs:
-    """Run a Q/DQ graph, in a process that may crash."""
-    return run_stand_in(file.read_bytes(), images, _BATCH)
 
 
 def _run(run: Callable[[Batch], Logits], images: Batch, phase: str) -> Logits:

@@ -19,7 +19,8 @@ from pipeline.stages.benchmark.spec import restart_key
 from pipeline.stages.benchmark.timing import time_together
 from pipeline.tune.finals.entrants import NOBODY, Entrants
 from pipeline.tune.records import FinalRestart, FinalSet, Point
-from pipeline.tune.trials import VERSION, Waits
+from pipeline.tune.steps.limits import Waits
+from pipeline.tune.trials import VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,8 @@ from pipeline.tune.foresight import (
 from pipeline.tune.records import Choice, Point
 from pipeline.tune.setups import Setups
 from pipeline.tune.space import BUILDER_CHOICES, PROPOSED, REWRITE_CHOICES, space_of
-from pipeline.tune.trials import Waits, ensure
+from pipeline.tune.steps.limits import Rest
+from pipeline.tune.steps.running import ensure
 from tests.support.model_optimizer import interpreter
 from tests.support.plans import config_of
 from tests.support.quantized_graphs import residual_graph, short_graph
@@ -167,7 +168,7 @@ def test_places_of_model_optimizer_are_proposed_before_the_search(
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))  # what is there is taken
     assert foresight_of(copied_search).refusal(variant, PROPOSED) == ""
     project, _ = Setups(copied_search).place(Point(subject=variant.id, choices=(PROPOSED,)))
-    ensure(project, project.plan.graph_step(Graph.INT8), Waits())
+    ensure(project, project.plan.graph_step(Graph.INT8), Rest())
     assert project.onnx(Graph.INT8).canonical_sha256 != copied_search.onnx(Graph.INT8).canonical_sha256
     assert is_own(project.config, PROPOSED)
     assert foresight_of(project).refusal(variant, PROPOSED) == "the configuration has it"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.errors import NewerRecordError
+from model_artifacts.errors import NewerRecordError, RunError, StorageError
 from model_artifacts.host.environment import missing_driver
 from model_artifacts.records import SCHEMA_VERSION, Setting
 from pipeline.records import Outcome
@@ -174,22 +175,92 @@ def test_what_missed_its_gate_has_no_latency(searched: Project) -> None:
 def test_a_validation_that_hangs_ends_with_the_budget_and_is_tried_again(
     copied_search: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a processor, too, where `doit` gives it all the time that it takes. No loss is recorded, and none is timed."""
-    store = Trials(Setups(copied_search))
-    kept = [trial for trial in store.read() if trial.point.subject != FP32]
-    place = store.setups.place(Point(subject=FP32))
+    """On a processor, too, where `doit` gives it all the time that it takes. No loss is recorded, and none is timed.
+
+    The same budget, or a smaller one, has spent its time on it once and for all.
+    """
+    point, store = Point(subject=FP32), Trials(Setups(copied_search), budget_seconds=60.0)
+    kept = [trial for trial in store.read() if trial.point != point]
+    place = store.setups.place(point)
     accuracy = place.project.paths.accuracy(place.variant)
     before = place.project.accuracy(place.variant)
     accuracy.unlink()
     with monkeypatch.context() as hanging:
         hanging.setattr(validation, "_run_onnx_or_on_cpu", never_ends)
-        hanging.setattr("pipeline.tune.trials._LEAST_SECONDS", 1.0)
-        cut = store.make(Point(subject=FP32), kept, 0.0)
+        hanging.setattr("pipeline.tune.steps.limits._LEAST_SECONDS", 1.0)
+        cut = store.make(point, kept, 0.0)
     assert (cut.verdict, cut.cut, cut.screened, cut.drop) == (TrialVerdict.FAILED, True, (), None)
     assert cut.reason == "the budget ended its validation after 1 s; a larger --budget tries it again"
     assert cut.seconds >= 1.0
     assert place.project.accuracy(place.variant).outcome is Outcome.FAILED
-    assert [trial.point.subject for trial in store.read()].count(FP32) == 0
-    again = store.make(Point(subject=FP32), kept, 600.0)
-    assert (again.verdict, again.cut) == (TrialVerdict.PASSED, False)
+    assert cut in store.read()
+    assert cut in replace(store, budget_seconds=30.0).read()
+    more = replace(store, budget_seconds=61.0)
+    assert [trial.point for trial in more.read()].count(point) == 0
+    again = more.make(point, kept, 600.0)
+    assert (again.verdict, again.cut, again.budget_seconds) == (TrialVerdict.PASSED, False, 0.0)
     assert place.project.accuracy(place.variant).accuracy == before.accuracy
+
+
+def test_a_point_that_was_cut_is_taken_once_doit_has_validated_it(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is left that could hang."""
+    point, store = Point(subject=FP32), Trials(Setups(copied_search), budget_seconds=60.0)
+    place = store.setups.place(point)
+    place.project.paths.accuracy(place.variant).unlink()
+    with monkeypatch.context() as hanging:
+        hanging.setattr(validation, "_run_onnx_or_on_cpu", never_ends)
+        hanging.setattr("pipeline.tune.steps.limits._LEAST_SECONDS", 1.0)
+        cut = store.make(point, store.read(), 0.0)
+    validation.validate_variant(place.project, place.variant)
+    assert cut not in store.read()
+
+
+@pytest.mark.parametrize(
+    ("function", "work"),
+    [
+        ("pipeline.stages.quantize.stage.measure_shifts", "quantisation"),
+        ("pipeline.stages.rounding.stage.run_graph", "rounding"),
+    ],
+    ids=["quantize", "rounding"],
+)
+def test_a_changed_graph_that_hangs_ends_with_the_budget(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch, function: str, work: str
+) -> None:
+    """Nothing is recorded of its step, which a larger budget does anew."""
+    choice = Choice(setting="quantization.last", value=True)
+    store = Trials(Setups(copied_search), budget_seconds=60.0)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(function, never_ends)
+        hanging.setattr("pipeline.tune.steps.limits._LEAST_SECONDS", 3.0)
+        cut = store.make(Point(subject=INT8, choices=(choice,)), store.read(), 0.0)
+    assert (cut.verdict, cut.cut, cut.budget_seconds) == (TrialVerdict.FAILED, True, 60.0)
+    assert cut.reason == f"the budget ended its {work} after 3 s; a larger --budget tries it again"
+    assert cut in store.read()
+    more = replace(store, budget_seconds=120.0)
+    again = more.make(cut.point, more.read(), 600.0)
+    assert again.relative_l2 is not None
+
+
+def test_an_error_in_what_a_validation_requires_fails_the_point_alone(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the rounding of a changed graph; the search goes on. Only the disk ends it."""
+
+    def failing(*_: object) -> None:
+        raise RunError("the emulation is gone")
+
+    def full(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    store = Trials(Setups(copied_search))
+    point = Point(subject=INT8, choices=(Choice(setting="quantization.last", value=True),))
+    before = store.read()
+    monkeypatch.setattr("pipeline.stages.rounding.stage.measure_rounding", failing)
+    trial = store.make(point, before, 600.0)
+    assert (trial.verdict, trial.reason, trial.cut) == (TrialVerdict.FAILED, "the emulation is gone", False)
+    assert store.read() == before
+    monkeypatch.setattr("pipeline.stages.rounding.stage.measure_rounding", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        store.make(point, before, 600.0)

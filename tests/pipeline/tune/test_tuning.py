@@ -19,7 +19,7 @@ from pipeline.stages.validate import stage as validation
 from pipeline.tune.records import Trial, TrialVerdict, TuneRecord
 from pipeline.tune.repair import RULE
 from pipeline.tune.search import Search
-from pipeline.tune.trials import Rest
+from pipeline.tune.steps.limits import Rest
 from pipeline.tune.tuning import Wishes, tune
 from tests.conftest import REPOSITORY
 from tests.pipeline.tune.conftest import HOUR
