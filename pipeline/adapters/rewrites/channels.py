@@ -19,6 +19,7 @@ from pipeline.adapters.rewrites.common import (
     copy_of,
     drop_unread,
     free_name,
+    free_node_name,
     makers_of,
     weights_of,
 )
@@ -72,7 +73,8 @@ def padded(model: onnx.ModelProto, channels: int) -> Rewritten:
             ends = np.zeros(2 * rank, np.int64)
             ends[rank + 1] = missing
             pads = add_constant(graph, f"{image}_pads", ends)
-            pad = helper.make_node("Pad", [image, pads], [wider[image, missing]], f"{node.name}_pad")
+            name = free_node_name(graph, f"{node.name}_pad")
+            pad = helper.make_node("Pad", [image, pads], [wider[image, missing]], name)
             graph.node.insert(list(graph.node).index(node), pad)
         zeros = np.zeros((weights.shape[0], missing, *weights.shape[2:]), weights.dtype)
         node.input[1] = add_constant(graph, f"{old}_padded", np.concatenate([weights, zeros], axis=1))

@@ -79,6 +79,14 @@ def free_name(graph: onnx.GraphProto, wanted: str) -> str:
     return wanted
 
 
+def free_node_name(graph: onnx.GraphProto, wanted: str) -> str:
+    """Return a name that no node of the graph has: the wanted one, or with underscores behind it."""
+    taken = {node.name for node in nodes_of(graph)}
+    while wanted in taken:
+        wanted += "_"
+    return wanted
+
+
 def add_constant(graph: onnx.GraphProto, wanted: str, values: npt.NDArray[np.generic]) -> str:
     """Add an initialiser, and return its name."""
     name = free_name(graph, wanted)

@@ -21,6 +21,7 @@ from pipeline.adapters.rewrites.common import (
     copy_of,
     drop_unread,
     free_name,
+    free_node_name,
     makers_of,
     read_names,
     weights_of,
@@ -210,7 +211,7 @@ def _keep_axes(graph: onnx.GraphProto, name: str) -> None:
     del node.attribute[:]
     node.attribute.extend([*kept, helper.make_attribute("keepdims", 1)])
     node.output[0] = free_name(graph, f"{name}_pixel")
-    flat = helper.make_node("Flatten", [node.output[0]], [name], f"{node.name}_flatten", axis=1)
+    flat = helper.make_node("Flatten", [node.output[0]], [name], free_node_name(graph, f"{node.name}_flatten"), axis=1)
     graph.node.insert(list(graph.node).index(node) + 1, flat)
 
 
@@ -223,7 +224,8 @@ def _rewrite(graph: onnx.GraphProto, product: Product) -> None:
         names.append(add_constant(graph, f"{product.result}_bias", product.bias))
     pixel = free_name(graph, f"{product.result}_pixel")
     convolution = helper.make_node("Conv", names, [pixel], node.name, PRODUCT, kernel_shape=_PIXEL)
-    flat = helper.make_node("Flatten", [pixel], [product.result], f"{node.name}_flatten", axis=1)
+    flat_name = free_node_name(graph, f"{node.name}_flatten")
+    flat = helper.make_node("Flatten", [pixel], [product.result], flat_name, axis=1)
     makers, unread, name = makers_of(graph), [node.output[0]], node.input[0]
     while name != product.pooled:
         unread += makers[name].output

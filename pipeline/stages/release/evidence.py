@@ -115,7 +115,8 @@ def provenance(manifest: Manifest, sums: Mapping[str, str], request: ReleaseRequ
         manifest: the release's manifest.
         sums: the SHA-256 of the release's files by name.
         request: the parameters of the release.
-        inputs: the SHA-256 by name of inputs outside the release: first the configuration, then the images' record.
+        inputs: the SHA-256 by name of inputs outside the release: first the configuration, then the images' record
+            and proposals of places.
     """
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - not installed in deployments
     from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # noqa: PLC0415 - the same

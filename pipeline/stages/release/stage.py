@@ -30,6 +30,7 @@ from model_artifacts.releases.verification import (
     SUMS,
     sums_of,
 )
+from pipeline.config.quantization import Placement
 from pipeline.planning.folder.whole import read_released
 from pipeline.planning.freshness import freshness_of
 from pipeline.planning.steps import Step
@@ -186,12 +187,19 @@ def _fill(project: Project, manifest: Manifest, name: str, folder: Path, request
     write_bytes(folder / NOTES, release_notes(name, manifest, before).encode())
     write_bytes(folder / NOTICES, notices(manifest).encode())
     write_bytes(folder / BILL, bill_of_materials(manifest, files).encode())
-    inputs = {path.name: sha256_of(path) for path in (project.config_file, project.paths.data)}
+    inputs = {path.name: sha256_of(path) for path in read_by(project)}
     sums = sums_of(folder)
     write_bytes(folder / PROVENANCE, provenance(manifest, sums, request, inputs).encode())
     sums[PROVENANCE] = sha256_of(folder / PROVENANCE)
     lines = [f"{sums[path]}  {path}\n" for path in sorted(sums)]
     write_bytes(folder / SUMS, "".join(lines).encode())
+
+
+def read_by(project: Project) -> Iterator[Path]:
+    """Yield what the build has read that is not in the release: the configuration, the images' record, proposals."""
+    yield from (project.config_file, project.paths.data)
+    if project.config.quantization.placement is not Placement.AUTO:
+        yield from (path for graph in project.plan.graphs if (path := project.paths.proposal(graph)).is_file())
 
 
 def _files(project: Project, manifest: Manifest) -> tuple[FileRecord, ...]:

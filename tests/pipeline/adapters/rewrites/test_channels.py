@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.rewrites.channels import padded
@@ -34,6 +35,19 @@ def test_the_first_convolution_reads_more_channels() -> None:
     assert (found.model.graph.input, found.model.graph.output) == (model.graph.input, model.graph.output)
     onnx_graph.check(found.model)
     assert model.SerializeToString() == before
+
+
+def test_names_of_nodes_stay_unique() -> None:
+    """A node of the network may have the pad's name already, as `conv1_pad` of other frameworks."""
+    taken = helper.make_node("Relu", ["image"], ["positive"], "node_features_pad")
+    model = graph_of(
+        [taken, node("Conv", "positive weights", "features")], {"weights": drawn(8, 3, 3, 3)}, {"features": SHAPE}
+    )
+    assert [item.name for item in padded(model, 4).model.graph.node] == [
+        "node_features_pad",
+        "node_features_pad_",
+        "node_features",
+    ]
 
 
 def test_branches_of_one_image_share_its_zeros() -> None:

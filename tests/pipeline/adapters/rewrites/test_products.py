@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
 from pipeline.adapters import onnx_graph
 from pipeline.adapters.rewrites.products import as_convolutions, is_product
@@ -88,6 +89,18 @@ def test_a_broken_pattern_is_left_alone(between: list[onnx.NodeProto], channels:
     found = as_convolutions(model)
     assert found.nodes == ()
     assert found.model == model
+
+
+def test_names_of_nodes_stay_unique() -> None:
+    """Layers are left out, and proposals are read, by them; a node of the network may have the name already."""
+    taken = helper.make_node("Relu", ["image"], ["pooled_image"], "node_logits_flatten")
+    mean = node("ReduceMean", "pooled_image", "flat", axes=[2, 3], keepdims=0)
+    other = helper.make_node("Relu", ["flat"], ["more"], "node_flat_flatten")
+    outputs = {**FLAT, "more": ("batch", 3)}
+    found = as_convolutions(graph_of([taken, mean, other, gemm()], CONSTANTS, outputs))
+    names = [item.name for item in found.model.graph.node]
+    assert found.nodes == ("node_logits",)
+    assert len(names) == len({*names}) == 6
 
 
 def test_an_input_with_one_value_a_channel_needs_no_pool() -> None:

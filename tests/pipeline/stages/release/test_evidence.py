@@ -10,10 +10,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from model_artifacts.host.hashes import sha256_of
-from model_artifacts.records import GitState
+from model_artifacts.records import GitState, Graph
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
-from pipeline.stages.release.stage import Release, make_release
+from pipeline.stages.release.stage import Release, make_release, read_by
 from tests.conftest import COMMIT, REPOSITORY
 from tests.support.releases import listing
 
@@ -69,6 +69,21 @@ def test_the_provenance_names_what_was_asked_for_and_read(
     known = {item["name"]: item["digest"] for item in build["resolvedDependencies"] if "name" in item}
     assert known["ci.yaml"] == {"sha256": sha256_of(copied / "ci.yaml")}
     assert known["data.json"] == {"sha256": sha256_of(project.paths.data)}
+
+
+@pytest.mark.parametrize("placement", ["auto", "model_optimizer"])
+def test_the_provenance_names_the_proposals_that_were_read(copied: Path, placement: str) -> None:
+    """Without them nobody could make the int8 graph again; a proposal that no graph took is no input."""
+    config = copied / "pipeline.yaml"
+    config.write_text(f"{config.read_text()}quantization: {{placement: {placement}}}\n")
+    project = Project.load(config, STAGES)
+    proposal = project.paths.proposal(Graph.INT8)
+    proposal.write_text("{}")
+    assert [path.name for path in read_by(project)] == [
+        "pipeline.yaml",
+        "data.json",
+        *([proposal.name] if placement == "model_optimizer" else []),
+    ]
 
 
 @pytest.mark.parametrize("in_ci", [True, False])
