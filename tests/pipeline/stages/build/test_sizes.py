@@ -78,7 +78,7 @@ def test_another_way_at_some_size_is_refused(write_config: Callable[[str], Path]
 
 
 @pytest.mark.parametrize(
-    "network", ["Branching", "Sound", "Chosen", "Conditional", "Resized", "OneBatch", "LargeBatch"]
+    "network", ["Branching", "Sound", "Tabled", "Chosen", "Conditional", "Resized", "OneBatch", "LargeBatch"]
 )
 def test_a_network_that_computes_the_same_at_each_size_is_taken(
     write_config: Callable[[str], Path], network: str
