@@ -13,6 +13,7 @@ from model_artifacts.errors import RunError
 from model_artifacts.records import Backend, Layout, Precision
 from model_artifacts.sessions.arithmetic import tensors
 from model_artifacts.sessions.module import ModuleSession, open_session
+from model_artifacts.sessions.torch_model import ready_to_compile
 from pipeline.cli.main import main
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
@@ -22,6 +23,7 @@ from pipeline.stages.build.spec import SPEC
 from pipeline.stages.build.stage import build_variant
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.modules import load_module
+from pipeline.stages.common.sizes.following import at_each_size
 from pipeline.stages.validate.stage import validate_variant
 from tests.support import segments, texts
 from tests.support.hosts import H100, host
@@ -168,6 +170,26 @@ def test_a_module_records_the_range_of_each_axis(made: Made) -> None:
     assert profile is not None
     assert {spec.ranges for spec in artifact.inputs} == {profile.axes}
     assert [spec.shape for spec in artifact.outputs] == [kind.output]
+
+
+def test_a_network_that_ran_at_other_sizes_is_not_compiled(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have kept something of them, and its trace would not be the one that was compared with the network."""
+    ran: list[object] = []
+    compiled: list[object] = []
+
+    def running(project: Project, model: Any, *rest: Any) -> Any:
+        ran.append(model)
+        return at_each_size(project, model, *rest)
+
+    def compiling(model: Any, *rest: Any) -> Any:
+        compiled.append(model)
+        return ready_to_compile(model, *rest)
+
+    monkeypatch.setattr("pipeline.stages.build.sizes.at_each_size", running)
+    monkeypatch.setattr("pipeline.stages.build.module.ready_to_compile", compiling)
+    built(made)
+    assert len(ran) == len(compiled) == 1
+    assert ran[0] is not compiled[0]
 
 
 def test_a_module_is_judged_at_each_size(made: Made) -> None:

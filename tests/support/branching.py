@@ -182,7 +182,7 @@ class NestedKnown(Branching):
         return statically_known_true(image.shape[2] < 30) and guard_or_false(image.shape[3] == 21)
 
 
-@torch.fx.wrap  # type: ignore[untyped-decorator]  # torch's own has no types
+@torch.fx.wrap
 def bounded(image: torch.Tensor) -> torch.Tensor:
     """Return images; torch.fx leaves the question of this function to the trace."""
     return image * 2 if image.shape[2] > 1000 else image
@@ -267,6 +267,21 @@ class Sound(Branching):
             image = functional.pad(image, (0, 0, 0, 4 - height % 4))
         found: torch.Tensor = self.body(image)
         return found[:, :, :height]
+
+
+class Tabled(Branching):
+    """A network that keeps a table of positions for the height that it has run at last, as many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: torch.Tensor | None = None
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return features with their row's number added, of a table that is made again for another height."""
+        found: torch.Tensor = self.body(image)
+        if self.table is None or self.table.shape[0] != found.shape[2]:
+            self.table = torch.arange(found.shape[2]).float()
+        return found + self.table[:, None]
 
 
 class Chosen(Branching):

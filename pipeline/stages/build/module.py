@@ -154,11 +154,10 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled
     if request.engine_cache is not None:
         with storage_errors(f"writing {request.engine_cache}"):
             request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    network = restore_model(project)
-    outputs = outputs_with_axes(project, network, request)
+    outputs = outputs_with_axes(project, request)
     if request.has_axes:
         require_every_way(project, request)
-    model = ready_to_compile(network, variant.precision, shape_of(inputs_of(project)))
+    model = ready_to_compile(restore_model(project), variant.precision, shape_of(inputs_of(project)))
     module = model.to(torch_tensorrt_runtime.device_of(gpu))
     with _own_timings(request) as own:
         made = (_compile_in_time if variant.backend is Backend.TORCH_COMPILE else _compile_ahead)(

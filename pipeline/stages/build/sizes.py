@@ -54,12 +54,13 @@ def inputs_with_ranges(project: Project, variant: Variant) -> tuple[TensorSpec, 
     return tuple(spec.with_ranges(axes) for spec in named_inputs(specs, project.config.data.axes, axes))
 
 
-def outputs_with_axes(project: Project, model: nn.Module, request: ModuleRequest) -> tuple[TensorSpec, ...]:
+def outputs_with_axes(project: Project, request: ModuleRequest) -> tuple[TensorSpec, ...]:
     """Return the outputs of a module, with the names of the axes that follow its inputs.
+
+    The network is restored for it: one that keeps something of the sizes it has run at would be traced another way.
 
     Args:
         project: the source stage must have run.
-        model: the network, in FP32.
         request: the module.
 
     Raises:
@@ -68,7 +69,7 @@ def outputs_with_axes(project: Project, model: nn.Module, request: ModuleRequest
     source = project.source()
     if not request.has_axes:
         return source.outputs
-    found = at_each_size(project, model, checked_sizes(request.profile.axes), BuildError)
+    found = at_each_size(project, restore_model(project), checked_sizes(request.profile.axes), BuildError)
     require_following(found, source.task, BuildError, what_of(project))
     shapes = named_axes(found, [spec.name for spec in source.outputs])
     return tuple(

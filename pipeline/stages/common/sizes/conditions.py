@@ -227,7 +227,7 @@ def noting_branches(*, answers: bool = False) -> Iterator[list[Asked]]:
             the network's way behind `is True`, too, and shows what the code asks there.
     """
     found: list[Asked] = []
-    truth_of = torch.SymBool.__bool__
+    truth_of: Callable[[Any], bool] = torch.SymBool.__bool__
 
     def comparing(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def compared(self: Any, other: Any) -> Any:  # noqa: ANN401 - a truth, perhaps of Python's own

@@ -98,7 +98,8 @@ class Restored:
         with taking(what_of(self.project), point, ExportError):
             expected_of(self.model, inputs_at(self.project, sizes), (), (batch,))
         several = len(self.project.source().inputs) > 1
-        typed = (TypedInputs if several else Typed)(self.model, torch.float32).eval()
+        # A network may keep something of the sizes that it has run at, such as positions: a trace would keep it, too.
+        typed = (TypedInputs if several else Typed)(restore_model(self.project), torch.float32).eval()
         given = tensors(torch_batch(probe_batch(inputs_at(self.project, sizes), batch)))
         auto: Any = torch.export.Dim.AUTO
         dims = tuple(

@@ -15,7 +15,6 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.build.module import request_of
 from pipeline.stages.build.sizes import outputs_with_axes, require_every_way
-from pipeline.stages.common.model import restore_model
 from pipeline.stages.source.stage import make_source
 from tests.support import branching, texts
 from tests.support.hosts import H100, host
@@ -79,7 +78,7 @@ def test_another_way_at_some_size_is_refused(write_config: Callable[[str], Path]
 
 
 @pytest.mark.parametrize(
-    "network", ["Branching", "Sound", "Chosen", "Conditional", "Resized", "OneBatch", "LargeBatch"]
+    "network", ["Branching", "Sound", "Tabled", "Chosen", "Conditional", "Resized", "OneBatch", "LargeBatch"]
 )
 def test_a_network_that_computes_the_same_at_each_size_is_taken(
     write_config: Callable[[str], Path], network: str
@@ -141,4 +140,4 @@ def test_outputs_that_follow_as_no_task_allows_are_refused(tmp_path: Path) -> No
     file.write_text(texts.configuration(texts.write_texts(tmp_path), "Wide"))
     project, request = requested(file)
     with pytest.raises(BuildError, match="gives other outputs for samples of sequence 4"):
-        outputs_with_axes(project, restore_model(project), request)
+        outputs_with_axes(project, request)
