@@ -153,6 +153,11 @@ class Paths:
         """The ranges of the FP32 graph's activations; deleting it costs only time."""
         return self.folder / "onnx" / "ranges.npz"
 
+    @property
+    def means(self) -> Path:
+        """The mean inputs of the FP32 graph's convolutions; deleting it costs only time."""
+        return self.folder / "onnx" / "means.npz"
+
     def sensitivity(self, graph: Graph) -> Path:
         """The record of the layers' sensitivities to quantisation."""
         return self.folder / "onnx" / f"{graph.value}.sensitivity.json"

@@ -26,7 +26,7 @@ RULES = ("entropy", "mse", "99.9%")
 LAYERS = tuple(f"conv{number}" for number in range(12))
 
 
-def never_ends(_place: object, _work: object) -> None:
+def never_ends(*_work: object) -> None:
     """Run an artifact or a graph as a driver that hangs does."""
     while True:
         time.sleep(60)

@@ -27,7 +27,7 @@ from pipeline.stages.common.samples import to_batch
 from pipeline.stages.quantize.histograms import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -230,7 +230,7 @@ class Ranges(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The place of ranges that graphs of one network and its images share."""
+    """The place of ranges or means that graphs of one network and its images share."""
 
     key: Key
     file: Path
@@ -249,6 +249,27 @@ def kept_ranges(key: Key, file: Path) -> Ranges | None:
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     return Ranges(*found)
+
+
+def kept_arrays(kept: Kept, make: Callable[[], dict[str, Floats]]) -> dict[str, Floats]:
+    """Return named arrays from a file; if they are not there, are damaged or of another key, make and write them.
+
+    Raises:
+        StorageError: they cannot be written.
+        Exception: what `make` raises.
+    """
+    try:
+        with np.load(io.BytesIO(kept.file.read_bytes())) as there:
+            if str(there["key"]) == kept.key.digest:
+                return {str(name): there[f"array_{index}"] for index, name in enumerate(there["names"])}
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+        pass  # it is made anew
+    found = make()
+    arrays: dict[str, Any] = {f"array_{index}": array for index, array in enumerate(found.values())}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays, key=np.array(kept.key.digest), names=np.array([*found], np.str_))
+    write_bytes(kept.file, buffer.getvalue())
+    return found
 
 
 class Calibration(CalibraterBase):  # type: ignore[misc]  # onnxruntime is untyped

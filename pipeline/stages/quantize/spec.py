@@ -133,16 +133,24 @@ def ranges_key(project: Project, graph: Graph) -> Key:
     of its numbers.
     """
     ranges = _ranges(project, graph)
-    return make_key(
-        **ranges,
-        **({"graph": graph} if ranges else {}),
-        quantizer=VERSION,
-        fp32=project.onnx(Graph.FP32).file.sha256,
-        calibration=project.data().calibration.sha256,
-        preprocessing=project.data().preprocessing,
-        onnx=version("onnx"),
-        onnxruntime=version("onnxruntime-gpu"),
-    )
+    return make_key(**ranges, **({"graph": graph} if ranges else {}), **_activations(project))
+
+
+def means_key(project: Project) -> Key:
+    """Return the key of the mean inputs of the FP32 graph's convolutions, which all quantised graphs share."""
+    return make_key(**_activations(project))
+
+
+def _activations(project: Project) -> dict[str, object]:
+    """Return the fields of the FP32 graph's activations."""
+    return {
+        "quantizer": VERSION,
+        "fp32": project.onnx(Graph.FP32).file.sha256,
+        "calibration": project.data().calibration.sha256,
+        "preprocessing": project.data().preprocessing,
+        "onnx": version("onnx"),
+        "onnxruntime": version("onnxruntime-gpu"),
+    }
 
 
 def _follows(schedule: Schedule, graph: Graph) -> tuple[Step, ...]:
@@ -152,10 +160,10 @@ def _follows(schedule: Schedule, graph: Graph) -> tuple[Step, ...]:
 
 
 def _files(paths: Paths, plan: Plan, graph: Graph) -> tuple[Path, ...]:
-    """Return the places of a graph's files; the shared ranges are not those of a graph that others outlive."""
+    """Return the places of a graph's files; what graphs share is not that of one that others outlive."""
     quantized = [item for item in plan.graphs if item.precision in QUANTIZED_PRECISIONS]
     own = (paths.onnx(graph), paths.onnx_opset17(graph))
-    return own if quantized and graph not in quantized else (*own, paths.ranges)
+    return own if quantized and graph not in quantized else (*own, paths.ranges, paths.means)
 
 
 SPEC = StageSpec(

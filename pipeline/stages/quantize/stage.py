@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +30,7 @@ from pipeline.records import OnnxRecord
 from pipeline.stages.common.console import say_casts
 from pipeline.stages.quantize.bias_correction import centre_outputs, correct_biases, input_means, output_shifts
 from pipeline.stages.quantize.calibrated import Calibrated
-from pipeline.stages.quantize.calibration import Images, Kept
+from pipeline.stages.quantize.calibration import Images, Kept, kept_arrays
 from pipeline.stages.quantize.groups import left_by, members
 from pipeline.stages.quantize.heads import half_heads
 from pipeline.stages.quantize.placement import left_by_proposal, outer_layers, without_fp8_kernels
@@ -46,7 +47,7 @@ from pipeline.stages.quantize.rewriting import (
     quantized_nodes,
     requantize,
 )
-from pipeline.stages.quantize.spec import ranges_key
+from pipeline.stages.quantize.spec import means_key, ranges_key
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def place(project: Project, graph: Graph, scratch: Path, left: tuple[str, ...], 
         fp32 = fp32_of(project)
         # Before the quantiser moves the weights out of the graph.
         images = _images(project)
-        means = input_means(fp32, images)
+        means = kept_arrays(Kept(means_key(project), project.paths.means), partial(input_means, fp32, images))
         weights = _weights(fp32) if graph.for_x86 else {}
         kept = Kept(ranges_key(project, graph), project.paths.ranges)
         settings = project.config.quantization

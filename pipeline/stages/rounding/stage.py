@@ -15,7 +15,6 @@ from model_artifacts.host.progress import Bars
 from model_artifacts.records import Graph, Precision
 from model_artifacts.sessions.arithmetic import call, tensors, torch_batch
 from model_artifacts.sessions.feeds.batches import rows_of_batch, size_of
-from model_artifacts.sessions.onnx import run_stand_in
 from model_artifacts.sessions.torch_model import fold_batch_norms
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.keys import key_of
@@ -25,19 +24,18 @@ from pipeline.stages.common.probe import at_sizes, inputs_of, shape_of
 from pipeline.stages.common.rows import as_shown, lifted, load_rows, rows_of, shown_share, spans_of
 from pipeline.stages.common.samples import loader_of, to_batch
 from pipeline.stages.rounding.emulation import RUNS, emulating
+from pipeline.stages.rounding.quantized import run_graph
 from pipeline.stages.rounding.spec import SAMPLES, shown_outputs
 from pipeline.stages.rounding.spread import farthest, spread_of, widest
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import numpy.typing as npt
 
     from model_artifacts.records import FileRecord, Io
     from model_artifacts.sessions.feeds.batches import Batch
-    from model_artifacts.sessions.onnx import Outputs
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
     from pipeline.planning.spec import Console
@@ -257,13 +255,8 @@ def _quantized(project: Project, arithmetic: Arithmetic, images: Batch, spans: S
     """Return the logits of a Q/DQ graph as ONNX Runtime computes them, which rounds where the graph says so."""
     file = project.file(project.onnx(arithmetic.graph).file)
     rerun = project.command(project.plan.rounding_step(arithmetic))
-    outputs = run_isolated(_run_graph, file, images, timeout_seconds=project.run_seconds, rerun=rerun)
+    outputs = run_isolated(run_graph, file, images, _BATCH, timeout_seconds=project.run_seconds, rerun=rerun)
     return {"Q/DQ pairs of the graph": rows_of(outputs, spans)}
-
-
-def _run_graph(file: Path, images: Batch) -> Outputs:
-    """Run a Q/DQ graph, in a process that may crash."""
-    return run_stand_in(file.read_bytes(), images, _BATCH)
 
 
 def _run(run: Callable[[Batch], Logits], images: Batch, phase: str) -> Logits:

@@ -39,6 +39,7 @@ ONNX_FILES = sorted(
     [
         *(f"{graph}.{suffix}" for graph in ("fp32", "int8", "int8-cpu") for suffix in ("onnx", "json")),
         "int8.opset17.onnx",
+        "means.npz",
         "ranges.npz",
     ]
 )

@@ -29,6 +29,7 @@ FILES = {
     PATHS.onnx_opset17(Graph.INT8): "m/onnx/int8.opset17.onnx",
     PATHS.onnx_record(Graph.INT8_CPU): "m/onnx/int8-cpu.json",
     PATHS.ranges: "m/onnx/ranges.npz",
+    PATHS.means: "m/onnx/means.npz",
     PATHS.variant(VARIANT): "m/rtx-sm80+/fp16",
     PATHS.artifact(VARIANT): "m/rtx-sm80+/fp16/artifact.json",
     PATHS.engine(VARIANT): "m/rtx-sm80+/fp16/model.engine",
@@ -52,7 +53,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 25
+    assert len(FILES) == len(set(FILES.values())) == 26
 
 
 def test_variants_folder_is_its_id() -> None:

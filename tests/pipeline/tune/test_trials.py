@@ -221,7 +221,7 @@ def test_a_point_that_was_cut_is_taken_once_doit_has_validated_it(
     ("function", "work"),
     [
         ("pipeline.stages.quantize.stage.measure_shifts", "quantisation"),
-        ("pipeline.stages.rounding.stage._run_graph", "rounding"),
+        ("pipeline.stages.rounding.stage.run_graph", "rounding"),
     ],
     ids=["quantize", "rounding"],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.quantize import calibration, placing, stage
 from pipeline.stages.quantize.bias_correction import input_means
-from pipeline.stages.quantize.calibration import Calibration, Largest, Ranges, kept_ranges
+from pipeline.stages.quantize.calibration import Calibration, Kept, Largest, Ranges, kept_arrays, kept_ranges
 from pipeline.stages.quantize.rules import PERCENTILE
 from tests.support.quantized_graphs import Given
 
@@ -152,6 +152,39 @@ def test_graphs_share_one_pass_over_the_images(copied: Path, tmp_path: Path, mon
     monkeypatch.setattr(Calibration, "run", None)
     stage.place(project, Graph.INT8_CPU, after, (), tmp_path)
     assert after.read_bytes() == alone.read_bytes()
+
+
+def test_graphs_share_the_means_of_their_inputs(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second graph takes them without an image, and is the same, byte by byte, as with means of its own."""
+    project = Project.load(copied / "pipeline.yaml", STAGES)
+    files = [tmp_path / "own.onnx", tmp_path / "shared.onnx"]
+    project.paths.means.unlink()
+    stage.place(project, Graph.INT8_CPU, files[0], (), tmp_path)
+    monkeypatch.setattr(stage, "input_means", lambda *_: {})  # which would leave a KeyError
+    stage.place(project, Graph.INT8_CPU, files[1], (), tmp_path)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_arrays_of_another_key_are_made_anew(tmp_path: Path) -> None:
+    """So are those of a damaged file, and those that are not there; names may be any text."""
+    kept = Kept(make_key(calibration="a"), tmp_path / "means.npz")
+    first = {"/layer1/conv": np.array([0.5, -1], np.float32), "key": np.array([2], np.float32)}
+
+    def never() -> dict[str, Any]:
+        raise AssertionError
+
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+    assert kept_arrays(kept, lambda: first) is first
+    assert same(kept_arrays(kept, never), first)
+    second = {"other": np.array([3], np.float32)}
+    assert kept_arrays(kept._replace(key=make_key(calibration="b")), lambda: second) is second
+    assert kept_arrays(kept, lambda: first) is first
+    for damage in (kept.file.read_bytes()[:-30], b"", b"garbage" * 100):
+        kept.file.write_bytes(damage)
+        assert kept_arrays(kept, lambda: second) is second
+        assert same(kept_arrays(kept, never), second)
 
 
 def test_ranges_of_other_images_are_not_taken(tmp_path: Path) -> None:
