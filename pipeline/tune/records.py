@@ -315,7 +315,7 @@ class TuneRecord(StageRecord):
     max_drop: float | None = None
     """The largest accepted drop, beside the gates; None leaves it to them."""
     complete: bool
-    """True if nothing was left to try; false if the budget ended the search."""
+    """True if nothing was left to try; false if the budget ended the search, or its finals before the last restart."""
     trials: Count
     """Number of trials."""
     passed: Count

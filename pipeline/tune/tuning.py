@@ -276,7 +276,7 @@ class _Tuning:
             budget_seconds=self.wishes.budget_seconds,
             spent_seconds=round(search.spent(trials) + sum(restart.seconds for restart in restarts), 2),
             max_drop=self.wishes.max_drop,
-            complete=not search.cut and endless.next(trials) is None,
+            complete=not search.cut and endless.next(trials) is None and self._is_timed(finals, restarts),
             trials=len(trials),
             passed=sum(trial.passed for trial in trials),
             answers=tuple(answers),
@@ -286,6 +286,10 @@ class _Tuning:
             ),
         )
         return self.project.write(self.project.paths.tune / "tune.json", record)
+
+    def _is_timed(self, finals: Finals, restarts: Sequence[FinalRestart]) -> bool:
+        """Return whether the finals have all of their restarts, if there is anything to compare."""
+        return not finals.finalists or len(restarts) >= self.project.config.benchmark.restarts
 
     def _show(self, setups: Setups, record: TuneRecord, search: Search, trials: Sequence[Trial]) -> None:
         frontier = frontier_of(trials, search.objectives)

@@ -259,15 +259,15 @@ def kept_arrays(kept: Kept, make: Callable[[], dict[str, Floats]]) -> dict[str, 
         Exception: what `make` raises.
     """
     try:
-        with np.load(io.BytesIO(kept.file.read_bytes())) as arrays:
-            if str(arrays["key"]) == kept.key.digest:
-                return {str(name): arrays[f"array_{index}"] for index, name in enumerate(arrays["names"])}
+        with np.load(io.BytesIO(kept.file.read_bytes())) as there:
+            if str(there["key"]) == kept.key.digest:
+                return {str(name): there[f"array_{index}"] for index, name in enumerate(there["names"])}
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
         pass  # it is made anew
     found = make()
-    numbered = {f"array_{index}": array for index, array in enumerate(found.values())}
+    arrays: dict[str, Any] = {f"array_{index}": array for index, array in enumerate(found.values())}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, key=np.array(kept.key.digest), names=np.array([*found], np.str_), **numbered)
+    np.savez_compressed(buffer, **arrays, key=np.array(kept.key.digest), names=np.array([*found], np.str_))
     write_bytes(kept.file, buffer.getvalue())
     return found
 

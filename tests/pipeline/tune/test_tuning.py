@@ -166,6 +166,19 @@ def test_a_validation_that_the_budget_ends_is_not_the_end(
     assert record_of(copied_search) == record
 
 
+def test_finals_that_the_budget_ends_are_not_complete(copied_search: Project) -> None:
+    """Nothing is left to try, and more budget takes the restarts that are missing."""
+    first, second = sorted((copied_search.paths.tune / "finals").glob("*.json"))
+    assert record_of(copied_search).complete
+    second.unlink()
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(budget_seconds=1.0), stream)
+    assert "the budget ends the finals after 1 of 2 restarts" in stream.getvalue()
+    assert not record.complete
+    assert "more --budget goes on from here" in stream.getvalue()
+    assert first.exists()
+
+
 def test_a_configuration_of_a_farm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing belongs on the machine with the GPU."""
     monkeypatch.chdir(REPOSITORY)
