@@ -1,4 +1,4 @@
-"""What all rewrites use: layers, readers, constants and free names of a graph."""
+"""The tools of all rewrites: layers, readers, constants and free names of a graph."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
 from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages.build.sizes import inputs_with_ranges, outputs_with_axes, require_every_way
+from pipeline.stages.build.spec import has_ways
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import inputs_of, shape_of
 from pipeline.system.isolation import run_isolated
@@ -155,7 +156,7 @@ def _make(project: Project, variant: Variant, gpu: Gpu, path: Path) -> _Compiled
         with storage_errors(f"writing {request.engine_cache}"):
             request.engine_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     outputs = outputs_with_axes(project, request)
-    if request.has_axes:
+    if has_ways(variant):
         require_every_way(project, request)
     model = ready_to_compile(restore_model(project), variant.precision, shape_of(inputs_of(project)))
     module = model.to(torch_tensorrt_runtime.device_of(gpu))

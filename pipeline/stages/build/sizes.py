@@ -88,7 +88,7 @@ def require_every_way(project: Project, request: ModuleRequest) -> None:
 
     Args:
         project: the source stage must have run.
-        request: the module, with dynamic axes beside the batch.
+        request: the module, with a range of batches or of other axes.
 
     Raises:
         BuildError: torch cannot trace the network; the trace computes something else at some size, or fails there; or

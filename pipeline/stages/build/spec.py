@@ -38,11 +38,32 @@ AXES_VERSION = 2
 """The same for modules with dynamic axes beside the batch. Without it they were skipped. Since 2 a comparison that the
 trace does not ask for counts as a branch."""
 
+BATCHES_VERSION = 1
+"""The same for saved modules with a range of batches alone. 1 compares the trace with the network between its ends."""
+
 TENSORS_VERSION = 1
 """The same for modules on a GPU of models that take tensors. Without it they were skipped."""
 
 ENDS_VERSION = 1
 """Raise it when the same `io` gives another graph."""
+
+
+def _range_fields(project: Project, variant: Variant) -> dict[str, object]:
+    """Return the fields of a Torch-TensorRT module with a range of batches, or of other axes."""
+    if variant.profile and variant.profile.axes:
+        return {"axes": [AXES_VERSION, [[item.input, item.axes] for item in project.config.data.axes]]}
+    return {"batches": BATCHES_VERSION} if has_ways(variant) else {}
+
+
+def has_ways(variant: Variant) -> bool:
+    """Return True for a module that is traced once for several sizes: a saved one with a range.
+
+    A recipe is compiled for each of its batch sizes, and judged in it.
+    """
+    profile = variant.profile
+    if profile is None or variant.backend is Backend.TORCH_COMPILE:
+        return False
+    return bool(profile.axes) or not profile.is_fixed
 
 
 def build_key(project: Project, variant: Variant) -> Key:
@@ -59,9 +80,7 @@ def build_key(project: Project, variant: Variant) -> Key:
         if source.named_inputs:  # such models had no module once
             where["inputs"] = [spec.name for spec in source.named_inputs]
             where |= {"tensors": TENSORS_VERSION} if variant.target != CPU_TARGET else {}
-        if compiled and variant.profile and variant.profile.axes:
-            names = [[item.input, item.axes] for item in project.config.data.axes]
-            where["axes"] = [AXES_VERSION, names]
+        where |= _range_fields(project, variant) if compiled else {}
         return make_key(
             variant=variant.id,
             model=source.key.digest,

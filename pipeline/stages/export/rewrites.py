@@ -18,7 +18,7 @@ LACKS = {
     "product": "no product of a global pool's output by constants stands last in front of an output",
     "channels": "no first convolution of an image reads fewer channels",
 }
-"""What a graph lacks that a rewrite leaves as it is."""
+"""The reason of each rewrite that leaves a graph as it is."""
 
 
 def rewrite(model: onnx.ModelProto, name: str, value: int | str) -> Rewritten:

@@ -39,7 +39,7 @@ class Waits:
 
 
 class Rest:
-    """What is left of the budget while a trial runs; endless for what counts for no budget."""
+    """The rest of the budget while a trial runs; endless for a step that counts for no budget."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         self._seconds, self._began, self.waits = seconds, time.monotonic(), Waits()

@@ -84,7 +84,7 @@ def test_each_form_of_pooling_and_flattening_is_known(form: str) -> None:
     ids=["activation behind the flattening", "transposed", "other axes", "no pool"],
 )
 def test_a_broken_pattern_is_left_alone(between: list[onnx.NodeProto], channels: int) -> None:
-    """What the product reads has more than one value a channel, or is no pool's output as it is."""
+    """Its input has more than one value a channel, or is no output of a pool as it is."""
     model = graph_of([*between, gemm()], CONSTANTS | {"weights": drawn(4, channels)}, FLAT)
     found = as_convolutions(model)
     assert found.nodes == ()

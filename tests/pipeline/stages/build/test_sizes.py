@@ -15,6 +15,7 @@ from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.build.module import request_of
 from pipeline.stages.build.sizes import outputs_with_axes, require_every_way
+from pipeline.stages.build.spec import has_ways
 from pipeline.stages.source.stage import make_source
 from tests.support import branching, texts
 from tests.support.hosts import H100, host
@@ -29,15 +30,13 @@ LINE = r"the module's trace computes something else.*in a batch of {batch}{sizes
 
 
 def requested(file: Path) -> tuple[Project, ModuleRequest]:
-    """Return a project with its source on a host with an H100, and the request of its FP16 module of several sizes."""
+    """Return a project with its source on a host with an H100, and the request of its FP16 module with ranges."""
     found = Project.load(file, STAGES)
     make_source(found)
     project = Project(Plan(found.config, host(H100)), found.paths, STAGES)
     wanted = (Backend.DYNAMO, Precision.FP16)
     variant = next(
-        item
-        for item in project.plan.variants
-        if (item.backend, item.precision) == wanted and item.profile and item.profile.axes
+        item for item in project.plan.variants if (item.backend, item.precision) == wanted and has_ways(item)
     )
     return project, request_of(project, variant, H100)
 
@@ -93,6 +92,17 @@ def test_a_batch_of_the_profile_counts(write_config: Callable[[str], Path]) -> N
     text = branching.configuration("OneBatch").replace(f"max: {branching.BATCH}}}", "max: 12}")
     project, request = requested(write_config(text))
     with pytest.raises(BuildError, match=f"(?s){LINE.format(batch=9, sizes='')}"):
+        require_every_way(project, request)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"), [("Sound", ""), ("IdenticalBatch", "computes something else.* batch of 9")]
+)
+def test_a_range_of_batches_alone_is_compared(write_config: Callable[[str], Path], network: str, says: str) -> None:
+    """A batch between the ends may go another way, too, which no gate would run."""
+    text = branching.configuration(network, axes="").replace(f"max: {branching.BATCH}}}", "max: 12}")
+    project, request = requested(write_config(text))
+    with pytest.raises(BuildError, match=f"(?s){says}") if says else nullcontext():
         require_every_way(project, request)
 
 

@@ -95,7 +95,7 @@ def test_a_command_that_is_no_python_is_told(job: Job, tmp_path: Path) -> None:
 
 
 def test_an_older_version_is_refused(job: Job, tmp_path: Path) -> None:
-    """What it would place was never tried."""
+    """Its places were never tried."""
     message = refused(stand_ins.interpreter(tmp_path / "env", COPIES, "0.33.1"), job)
     assert "Model Optimizer 0.33.1 is too old" in message
     assert "expected: 0.47 or later" in message
