@@ -66,33 +66,43 @@ def has_ways(variant: Variant) -> bool:
     return bool(profile.axes) or not profile.is_fixed
 
 
+def _module_key(project: Project, variant: Variant, where: dict[str, object]) -> Key:
+    """Return the key of an artifact that torch runs.
+
+    Args:
+        project: the source stage must have run.
+        variant: the artifact.
+        where: the fields of the place where it is built.
+    """
+    source, has = project.source(), installed_for(project, variant.target)
+    compiled = variant.backend.is_torch_tensorrt
+    if compiled:
+        where["compiler"] = VERSION
+    if source.named_inputs:  # such models had no module once
+        where["inputs"] = [spec.name for spec in source.named_inputs]
+        where |= {"tensors": TENSORS_VERSION} if variant.target != CPU_TARGET else {}
+    where |= _range_fields(project, variant) if compiled else {}
+    return make_key(
+        variant=variant.id,
+        model=source.key.digest,
+        weights=source.weights.sha256,
+        workspace=variant.workspace,
+        profile=variant.profile,
+        torch=has.torch,
+        torch_tensorrt=has.torch_tensorrt if compiled else None,
+        tensorrt=has.tensorrt if compiled else None,
+        settings=project.config.torch_tensorrt.build_settings if compiled else None,
+        **where,
+    )
+
+
 def build_key(project: Project, variant: Variant) -> Key:
     """Return the key of an artifact."""
     where: dict[str, object] = {}
     if variant.target != CPU_TARGET:
         where = {"gpu": gpu_type(project.plan.gpu(variant.target)), "driver": driver_presence(project, variant)}
-    has = installed_for(project, variant.target)
     if variant.graph is None:
-        source = project.source()
-        compiled = variant.backend.is_torch_tensorrt
-        if compiled:
-            where["compiler"] = VERSION
-        if source.named_inputs:  # such models had no module once
-            where["inputs"] = [spec.name for spec in source.named_inputs]
-            where |= {"tensors": TENSORS_VERSION} if variant.target != CPU_TARGET else {}
-        where |= _range_fields(project, variant) if compiled else {}
-        return make_key(
-            variant=variant.id,
-            model=source.key.digest,
-            weights=source.weights.sha256,
-            workspace=variant.workspace,
-            profile=variant.profile,
-            torch=has.torch,
-            torch_tensorrt=has.torch_tensorrt if compiled else None,
-            tensorrt=has.tensorrt if compiled else None,
-            settings=project.config.torch_tensorrt.build_settings if compiled else None,
-            **where,
-        )
+        return _module_key(project, variant, where)
     graph = project.onnx(variant.graph)
     if not variant.io.is_plain:
         where["io"] = [variant.io.model_dump(mode="json"), ENDS_VERSION]

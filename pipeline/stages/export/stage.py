@@ -42,6 +42,8 @@ from pipeline.stages.export.rewrites import rewritten
 from pipeline.stages.export.ways import require_every_way
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
     from torch import nn
 
@@ -100,22 +102,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     path = project.paths.onnx(graph)
     with replacing(path) as temporary:
         onnx_graph.save(exported, temporary)
-        if source.onnx:
-            for wanted in expected:
-                require_same(temporary, wanted, source, project.command(step))
-        else:
-            if expected:
-                reasons = [reason_at(conditions.ways, sizes) for sizes in ((), *project.config.checked_sizes)]
-                given = [with_reason(item, reason) for item, reason in zip(expected, reasons, strict=True)]
-                require_agreement(temporary, given, project.command(step))
-            remake = partial(_of_network, project, graph=Graph.FP32)
-            require_every_way(
-                project,
-                conditions,
-                graph,
-                temporary,
-                lambda again: rewritten(remake(again).model, project.config.rewrites),
-            )
+        _require_right(project, graph, temporary, expected, conditions)
     record = OnnxRecord(
         key=key,
         built_at=now(),
@@ -131,6 +118,37 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
         casts=casts,
     )
     return project.write(project.paths.onnx_record(graph), record)
+
+
+def _require_right(
+    project: Project, graph: Graph, file: Path, expected: tuple[Expected, ...], conditions: Conditions
+) -> None:
+    """Compare a graph with the network, or a user's own graph with what it was made of.
+
+    Args:
+        project: the source stage must have run.
+        graph: the precision.
+        file: the graph.
+        expected: the network's outputs, to compare those of the FP32 graph with.
+        conditions: those that the trace of the network holds under.
+
+    Raises:
+        ExportError: the graph computes something else.
+    """
+    source, command = project.source(), project.command(Step("export", f"{project.plan.model}/{graph.value}"))
+    if source.onnx:
+        for wanted in expected:
+            require_same(file, wanted, source, command)
+        return
+    if expected:
+        reasons = [reason_at(conditions.ways, sizes) for sizes in ((), *project.config.checked_sizes)]
+        given = [with_reason(item, reason) for item, reason in zip(expected, reasons, strict=True)]
+        require_agreement(file, given, command)
+
+    def remake(model: nn.Module) -> onnx.ModelProto:
+        return rewritten(_of_network(project, model, Graph.FP32).model, project.config.rewrites)
+
+    require_every_way(project, conditions, graph, file, remake)
 
 
 def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[Expected, ...]:
