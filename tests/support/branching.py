@@ -320,6 +320,20 @@ class Resized(Branching):
         return functional.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
+OTHER_WAYS = (
+    ("OneHeight", ", height 20"),
+    ("Listed", ", height 18, width 19"),
+    ("Nested", ", height 20, width 21"),
+    ("NestedChoice", ", height 20, width 21"),
+    ("NestedHalf", ", height 20, width 21"),
+    ("NestedTruth", ", height 20, width 21"),
+    ("NestedIdentical", ", height 20, width 21"),
+    ("NestedKnown", ", height 16, width 21"),
+    ("Wrapped", ", height 20"),
+)
+"""Networks that go another way at some size, which graphs and modules are refused for in a batch of 2: the size."""
+
+
 def configuration(network: str, axes: str = RANGES) -> str:
     """Return the configuration of such a network."""
     return f"""\
