@@ -131,6 +131,8 @@ class BuilderSettings:
             self._set("hardware_compatibility", value, attribute=attribute, text=compatibility.value)
         if settings.max_num_tactics is not None:
             self._set("max_num_tactics", settings.max_num_tactics)
+        if settings.avg_timing_iterations is not None:
+            self._set("avg_timing_iterations", settings.avg_timing_iterations)
         self._tiling()
         if settings.max_aux_streams is not None:
             self._set("max_aux_streams", settings.max_aux_streams)

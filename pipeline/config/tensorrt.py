@@ -73,6 +73,7 @@ _LATER_SETTINGS = (
     "weight_streaming",
     "strict_nans",
     "build_route",
+    "avg_timing_iterations",
 )
 """The build settings that are younger than the first keys. With its default, such a setting is in no key."""
 
@@ -96,6 +97,8 @@ class TensorRTConfig(Record):
     """None is the flavour's default."""
     max_num_tactics: Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)] | None = None
     """The most tactics to time where there is a choice. None leaves the number to the library."""
+    avg_timing_iterations: Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)] | None = None
+    """The runs of a tactic whose mean is its time. None is the library's default, which is 1."""
     tiling_optimization_level: TilingOptimizationLevel = TilingOptimizationLevel.NONE
     """A higher level searches longer, and may help engines that the memory bandwidth limits."""
     l2_limit_for_tiling: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(parse_bytes)] = None

@@ -225,9 +225,15 @@ class Paths:
         """Return inductor's kernels of the variant in a folder: code, which lies in this user's own cache, too."""
         return _own_cache("inductor-cache", folder)
 
-    def timing_cache(self, flavour: EngineFlavour, version: str, gpu: Gpu | None) -> Path:
-        """The timing cache of one version of a flavour on one GPU type, for every model's engines and modules."""
-        return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}.bin"
+    def timing_cache(
+        self, flavour: EngineFlavour, version: str, gpu: Gpu | None, iterations: int | None = None
+    ) -> Path:
+        """The timing cache of one version of a flavour on one GPU type, for every model's engines and modules.
+
+        Means of several iterations lie apart: the library would take the times of a single one in their place.
+        """
+        averaged = f"-avg{iterations}" if iterations and iterations > 1 else ""
+        return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}{averaged}.bin"
 
     def runtime_cache(self, variant: Variant) -> Path:
         """The kernels that TensorRT-RTX compiled for this GPU."""

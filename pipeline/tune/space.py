@@ -99,6 +99,7 @@ _ENGINE = (
     option("tensorrt.max_aux_streams", 0),
     option("tensorrt.optimization_level", 5, 4.0),
     option("tensorrt.optimization_level", 4, 2.0),
+    option("tensorrt.avg_timing_iterations", 8, 4.0),
     option("tensorrt.tiling_optimization_level", "fast", 1.5),
     option("tensorrt.tiling_optimization_level", "full", 4.0),
     option("tensorrt.l2_limit_for_tiling", "16MiB", needs="tensorrt.tiling_optimization_level"),
@@ -107,8 +108,9 @@ _ENGINE = (
     option("tensorrt.tactic_sources", ("cublas", "cublas_lt", "edge_mask_convolutions", "jit_convolutions"), 1.5),
     option("tensorrt.max_num_tactics", 512, 2.0),
 )
-"""The settings of TensorRT's builder, by what they have given here so far. The sources are its own and the libraries
-that TensorRT 10 has left out by itself since it calls them deprecated."""
+"""The settings of TensorRT's builder, by what they have given here so far; iterations, which were not tried yet, by the
+13 % between builds of one graph. The sources are its own and the libraries that TensorRT 10 has left out by itself
+since it calls them deprecated."""
 _RTX = (option("tensorrt.max_aux_streams", 0),)
 """The one of these that TensorRT-RTX applies: the others are tactics, which it does not time."""
 BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})

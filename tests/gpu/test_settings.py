@@ -35,6 +35,7 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
     "weight_streaming": {"weight_streaming": True},
     "tuning": {
         "max_num_tactics": 4,
+        "avg_timing_iterations": 2,
         "max_aux_streams": 0,
         "sparse_weights": True,
         "strict_nans": True,

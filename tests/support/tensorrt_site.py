@@ -28,6 +28,7 @@ from tests.support.tensorrt_drive import RANGE, SETTINGS
 
 NAMES = {
     "IBuilderConfig": (
+        "avg_timing_iterations",
         "builder_optimization_level",
         "hardware_compatibility_level",
         "l2_limit_for_tiling",

@@ -22,6 +22,7 @@ _ATTRIBUTES = {
     "optimization_level": "builder_optimization_level",
     "hardware_compatibility": "hardware_compatibility_level",
     "max_num_tactics": "max_num_tactics",
+    "avg_timing_iterations": "avg_timing_iterations",
     "tiling_optimization_level": "tiling_optimization_level",
     "l2_limit_for_tiling": "l2_limit_for_tiling",
     "max_aux_streams": "max_aux_streams",

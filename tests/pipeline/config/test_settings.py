@@ -282,6 +282,7 @@ def test_host_without_gpus_has_none_to_name(load: Callable[[str], Config], devic
         ("strip_plan: true", "strip_plan", True),
         ("timing_cache: false", "timing_cache", False),
         ("max_num_tactics: 8", "max_num_tactics", 8),
+        ("avg_timing_iterations: 1", "avg_timing_iterations", 1),
         ("tiling_optimization_level: full", "tiling_optimization_level", TilingOptimizationLevel.FULL),
         ("l2_limit_for_tiling: 4MiB", "l2_limit_for_tiling", 2**22),
         ("l2_limit_for_tiling: 4096", "l2_limit_for_tiling", 4096),
@@ -348,6 +349,7 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
             ),
         ),
         ("max_num_tactics: 0", "3:29: tensorrt.max_num_tactics: expected at least 1, got 0"),
+        ("avg_timing_iterations: 0", "3:35: tensorrt.avg_timing_iterations: expected at least 1, got 0"),
         ("max_aux_streams: -1", "3:29: tensorrt.max_aux_streams: expected at least 0, got -1"),
         (
             "l2_limit_for_tiling: 10%",

@@ -38,7 +38,8 @@ FILES = {
     PATHS.benchmark(VARIANT): "m/rtx-sm80+/fp16/benchmark.json",
     PATHS.runtime_cache(VARIANT): "m/rtx-sm80+/fp16/runtime.cache",
     PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", H100): "timing-cache/tensorrt-8.6.0-sm90-h100-80gb-hbm3.bin",
-    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None): "timing-cache/tensorrt-8.6.0-none.bin",
+    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None, 1): "timing-cache/tensorrt-8.6.0-none.bin",
+    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None, 8): "timing-cache/tensorrt-8.6.0-none-avg8.bin",
     PATHS.samples(VARIANT): "m/rtx-sm80+/fp16/benchmark.npz",
     PATHS.restart(VARIANT, 2): "m/rtx-sm80+/fp16/benchmark.restart-2.json",
     PATHS.restart_samples(VARIANT, 2): "m/rtx-sm80+/fp16/benchmark.restart-2.npz",
@@ -53,7 +54,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 26
+    assert len(FILES) == len(set(FILES.values())) == 27
 
 
 def test_variants_folder_is_its_id() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -264,6 +265,13 @@ def _built(_: EngineFlavour, request: EngineRequest, __: Path) -> BuiltEngine:
     )
 
 
+def _timed(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltEngine:
+    """Stand in for a builder that adds its number of iterations to the timings that it finds."""
+    found = timings.read_bytes() if timings.is_file() else b""
+    times = found + b"%d " % (request.settings.avg_timing_iterations or 1)
+    return replace(_built(name, request, timings), timing_cache=times)
+
+
 def _refitted(_: EngineFlavour, request: EngineRequest, path: Path) -> bytes:
     """Stand in for TensorRT's refitter."""
     return path.read_bytes() + b" and refitted from " + request.onnx.name.encode()
@@ -346,6 +354,17 @@ def test_another_structure_is_built_again(tuned: Project) -> None:
     retrained(tuned, structure_sha256="3" * 64)
     artifact = build(tuned, TUNED)
     assert "refitted" not in {setting.name for setting in artifact.settings}
+
+
+def test_timings_of_other_iterations_are_not_taken(tuned: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build with more iterations times tactics itself, and its times serve only builds with the same number."""
+    monkeypatch.setattr("pipeline.stages.build.engine._build", _timed)
+    for number in (None, 8, 1, 8):
+        settings = tuned.config.tensorrt.model_copy(update={"avg_timing_iterations": number})
+        config = tuned.config.model_copy(update={"tensorrt": settings})
+        build(Project(replace(tuned.plan, config=config), tuned.paths, STAGES), TUNED)
+    files = sorted((tuned.paths.root / "timing-cache").glob("tensorrt-*.bin"))
+    assert {path.stem.rpartition("-")[2]: path.read_bytes() for path in files} == {"hbm3": b"1 1 ", "avg8": b"8 8 "}
 
 
 def former(**changes: object) -> Artifact:
