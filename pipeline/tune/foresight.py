@@ -6,16 +6,23 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_artifacts.errors import ArtifactError, shortened
-from model_artifacts.records import Backend
+from model_artifacts.records import Backend, Graph
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.adapters.trials.refusals import build_routes, refusals
-from pipeline.config.quantization import Placement
+from pipeline.config.quantization import Placement, QuantizationConfig
 from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.config.values import QUANTIZED_PRECISIONS
 from pipeline.planning.plan import QDQ
 from pipeline.planning.steps import Step
 from pipeline.system.isolation import run_isolated
-from pipeline.tune.space import BUILDER_CHOICES, HEAD_CHOICE, PAIR_CHOICES, PROPOSED, REWRITE_CHOICES
+from pipeline.tune.space import (
+    BUILDER_CHOICES,
+    HEAD_CHOICE,
+    HEAD_EXCLUDES,
+    PAIR_CHOICES,
+    PROPOSED,
+    REWRITE_CHOICES,
+)
 from pipeline.tune.steps.limits import Rest
 from pipeline.tune.steps.running import ensure
 
@@ -24,13 +31,15 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from model_artifacts.records import EngineFlavour, Gpu, Graph, Variant
+    from model_artifacts.records import EngineFlavour, Gpu, Variant
     from pipeline.config.settings import Config
     from pipeline.planning.plan import Plan
     from pipeline.planning.project import Project
     from pipeline.tune.records import Choice
 
 
+_AUTO = QuantizationConfig()
+"""The settings of graphs of which the configuration says nothing."""
 _REASON = 200
 """The most characters of what Model Optimizer printed that the screen repeats."""
 
@@ -97,10 +106,11 @@ def foresight_of(project: Project) -> Foresight:
     if graphs or engines:
         from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - onnx is slow
 
-        own = project.config.quantization.placement is Placement.AUTO
+        settings = project.config.quantization
+        own = settings.placement is Placement.AUTO
         model = fp32_of(project)
-        pairs = {**(idle_pairs(model, graphs) if own else {}), **_unproposed(project, graphs)}
-        rewrites = idle_rewrites(model)
+        pairs = {**(idle_pairs(model, graphs, settings) if own else {}), **_unproposed(project, graphs)}
+        rewrites = idle_rewrites(model, project.config.rewrites.chosen)
     targets = {plan.engine_target(item).flavour: item.target for item in engines}
     libraries = {
         flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
@@ -128,10 +138,18 @@ def _proposed(project: Project, graph: Graph) -> str:
     return ""
 
 
-def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:
+def idle_pairs(
+    model: onnx.ModelProto, graphs: Collection[Graph], settings: QuantizationConfig = _AUTO
+) -> dict[tuple[Graph, Choice], str]:
     """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons.
 
-    So is that of the head's type, for a graph without such a head.
+    So is that of the head's type, for a graph without such a head, and pairs of the head that the configuration has.
+
+    Args:
+        model: the FP32 graph.
+        graphs: the quantised graphs.
+        settings: those of the configuration. Another value of a group that it sets moves pairs, unless a trial finds
+            none.
     """
     from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
     from pipeline.stages.quantize.placement import moves_pairs, outer_layers  # noqa: PLC0415 - the same
@@ -139,19 +157,29 @@ def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[
     found = {
         (graph, HEAD_CHOICE): "the network has no last product that stays in floating point"
         for graph in graphs
-        if not outer_layers(model, graph)
+        if not outer_layers(model, graph, settings)
     }
     for choice in PAIR_CHOICES:
         group = choice.setting.rpartition(".")[2]
+        if settings.of(group) is not None:
+            continue
         lacking = not members(model, group)
         for graph in graphs:
             if lacking or not moves_pairs(graph, model, group, placed=choice.value is True):
                 found[graph, choice] = "the network has none" if lacking else f"{graph.value} stays the same"
+        if settings.head and choice.setting in HEAD_EXCLUDES:
+            found[Graph.INT8, choice] = "the head of the configuration is in floating point"
     return found
 
 
-def idle_rewrites(model: onnx.ModelProto) -> dict[Choice, str]:
-    """Return the choices of rewrites that leave a network's FP32 graph as it is, with the reasons."""
+def idle_rewrites(model: onnx.ModelProto, chosen: Collection[str] = ()) -> dict[Choice, str]:
+    """Return the choices of rewrites that leave a network's FP32 graph as it is, with the reasons.
+
+    Args:
+        model: the FP32 graph.
+        chosen: the rewrites that the configuration has made in it, by their names. Another value of one is made from
+            the graph without it, so that this one does not tell.
+    """
     from pipeline.stages.export.rewrites import LACKS, rewrite  # noqa: PLC0415 - onnx is slow
 
     names = {choice: choice.setting.rpartition(".")[2] for choice in REWRITE_CHOICES}
@@ -159,7 +187,7 @@ def idle_rewrites(model: onnx.ModelProto) -> dict[Choice, str]:
     return {
         choice: LACKS[names[choice]]
         for choice, value in values.items()
-        if not rewrite(model, names[choice], value).nodes
+        if names[choice] not in chosen and not rewrite(model, names[choice], value).nodes
     }
 
 

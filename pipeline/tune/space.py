@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from model_artifacts.records import Variant
+    from pipeline.config.settings import Config
     from pipeline.planning.plan import Plan
 
     Refusal = Callable[[Variant, Choice], str]
@@ -25,7 +26,7 @@ class Option(NamedTuple):
     cost: float = 1.0
     """The duration of a trial with it, as a multiple of one without; a guess, until one was seen."""
     needs: str = ""
-    """The setting that must be chosen before; empty if none must."""
+    """The setting that must be chosen before; empty if none must, or if the configuration has it."""
     excludes: tuple[str, ...] = ()
     """The settings that must not be chosen before."""
 
@@ -131,18 +132,18 @@ _MODULE = (
 )
 
 
+_HALF_HEAD = option("quantization.head", "float16")._replace(excludes=("quantization.last",))
+"""The choice of TensorRT's plain int8, whose last product is in FP32 by itself; with pairs it has no such product."""
+HEAD_CHOICE, HEAD_EXCLUDES = _HALF_HEAD.choice, _HALF_HEAD.excludes
+"""The same without its cost, and the settings that it does not stand beside."""
 _PAIRS = (
-    option("quantization.last", True),  # noqa: FBT003 - the setting's value
+    option("quantization.last", True)._replace(excludes=(HEAD_CHOICE.setting,)),  # noqa: FBT003 - the setting's value
     option("quantization.first", False),  # noqa: FBT003 - the same
     option("quantization.sums", False),  # noqa: FBT003 - the same
     option("quantization.pools", False),  # noqa: FBT003 - the same
     option("quantization.concats", False),  # noqa: FBT003 - the same
 )
 """The groups of Q/DQ pairs that int8 could be without, or have more."""
-_HALF_HEAD = option("quantization.head", "float16")
-"""The choice of TensorRT's plain int8, whose last product is in FP32 by itself."""
-HEAD_CHOICE = _HALF_HEAD.choice
-"""The same without its cost."""
 _FP8_FIRST = option("quantization.first", True)  # noqa: FBT003 - the setting's value
 """The choice of fp8, which has none at its ends by itself."""
 _PROPOSED = option(_PLACEMENT, "model_optimizer")._replace(
@@ -236,7 +237,10 @@ def _contender(plan: Plan, variant: Variant, routes: Collection[str] = ()) -> Co
         kind=variant.backend.value,
         batches=batches,
         prior=_place(plan, variant),
-        options=(*_options(plan, variant, routes), *_proposed(variant), *_pairs(variant)),
+        options=tuple(
+            item._replace(needs="") if item.needs and is_set(plan.config, item.needs) else item
+            for item in (*_options(plan, variant, routes), *_proposed(variant), *_pairs(variant))
+        ),
         traits=_traits(variant),
     )
 
@@ -279,6 +283,13 @@ def _pairs(variant: Variant) -> tuple[Option, ...]:
     fp8, ends = variant.graph is Graph.FP8, _FP8_FIRST.choice.setting
     head = (_HALF_HEAD,) if variant.graph is Graph.INT8 and variant.backend is Backend.TENSORRT else ()
     return (*(_FP8_FIRST if fp8 and item.choice.setting == ends else item for item in _PAIRS), *head)
+
+
+def is_set(config: Config, setting: str) -> bool:
+    """Return True if a configuration has a setting at another value than its default. Pure."""
+    section, _, name = setting.partition(".")
+    own = getattr(config, section)
+    return bool(getattr(own, name) != getattr(type(own)(), name))
 
 
 def is_of_pairs(choice: Choice) -> bool:

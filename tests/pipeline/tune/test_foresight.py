@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.records import EngineFlavour, Graph, Host
+from pipeline.config.quantization import QuantizationConfig
 from pipeline.planning.plan import Plan
+from pipeline.stages.export.rewrites import rewritten
 from pipeline.stages.propose.model_optimizer import VARIABLE
 from pipeline.tune.foresight import (
     Foresight,
@@ -89,6 +91,47 @@ def test_a_head_in_half_precision_needs_a_product_in_floating_point() -> None:
     reasons = idle_pairs(short_graph("conv"), [Graph.INT8])
     assert Foresight(PLAN, reasons).refusal(engine, choice).startswith("the network has no last product")
     assert Foresight(PLAN, idle_pairs(residual_graph(), [Graph.INT8])).refusal(engine, choice) == ""
+
+
+def test_a_head_and_its_pairs_do_not_stand_beside_each_other() -> None:
+    """Whichever of the two the configuration has; another type of graph has no head."""
+    last, head = Choice(setting="quantization.last", value=True), Choice(setting="quantization.head", value="float16")
+    paired, typed = (QuantizationConfig.model_validate(item) for item in ({"last": True}, {"head": "float16"}))
+    reasons = idle_pairs(residual_graph(), [Graph.INT8, Graph.FP8], paired)
+    assert reasons[Graph.INT8, head].startswith("the network has no last product")
+    reasons = idle_pairs(residual_graph(), [Graph.INT8, Graph.FP8], typed)
+    assert reasons[Graph.INT8, last] == "the head of the configuration is in floating point"
+    assert (Graph.FP8, last) not in reasons
+
+
+@pytest.mark.parametrize(
+    ("settings", "choice"),
+    [
+        ({"last": False}, Choice(setting="quantization.last", value=True)),
+        ({"first": True}, Choice(setting="quantization.first", value=False)),
+    ],
+    ids=["last", "first"],
+)
+def test_another_value_than_the_configurations_moves_pairs(settings: dict[str, object], choice: Choice) -> None:
+    """Whatever the graph would be like without any: the last layer here is in int8 by itself."""
+    graph = short_graph("conv")
+    found = idle_pairs(graph, [Graph.INT8], QuantizationConfig.model_validate(settings))
+    assert (Graph.INT8, choice) not in found
+    assert (Graph.INT8, Choice(setting="quantization.last", value=True)) in idle_pairs(graph, [Graph.INT8])
+
+
+def test_another_number_of_channels_than_the_configurations_is_a_choice() -> None:
+    """The graph has the rewrite of the configuration already, which the other value replaces."""
+    four, eight = (Choice(setting="rewrites.channels", value=number) for number in (4, 8))
+    config = config_of(rewrites={"channels": 8})
+    wider = rewritten(residual_graph(), config.rewrites)
+    assert {*idle_rewrites(wider)} >= {four, eight}
+    foresight = Foresight(Plan(config, Host()), rewrites=idle_rewrites(wider, config.rewrites.chosen))
+    engine = variant_of(Graph.FP32, "tensorrt")
+    assert foresight.refusal(engine, four) == ""
+    assert foresight.refusal(engine, eight) == "the configuration has it"
+    product = Choice(setting="rewrites.product", value="convolution")
+    assert foresight.refusal(engine, product).startswith("no product of a global pool's output")
 
 
 def test_rewrites_of_what_the_network_lacks_are_no_choices() -> None:

@@ -105,6 +105,10 @@ def test_quantised_points_could_be_without_groups_of_pairs() -> None:
     left = dict.fromkeys(("sums", "pools", "concats"), False)
     assert pairs_of(plan, "onnxruntime-int8-cpu") == {"last": True, "first": False, **left}
     ends = {"last": True, "first": False, "head": "float16"}
+    (engine,) = (item for item in space_of(plan).contenders if item.subject.endswith("/int8-b1-ws1GiB"))
+    excluded = {item.choice.setting: item.excludes for item in engine.options if item.excludes}
+    assert excluded["quantization.last"] == ("quantization.head",)
+    assert excluded["quantization.head"] == ("quantization.last",)
     assert pairs_of(plan, "/int8-b1-ws1GiB", ("sums", "pools", "concats", "placement")) == ends
     assert pairs_of(plan, "onnxruntime-fp32") == {}
     gpu = Plan(config_of(precisions=["fp8"]), host(H100, flavours=(TRT10,)))
@@ -121,6 +125,18 @@ def test_choices_that_are_none_are_told_with_their_reason() -> None:
     space = space_of(plan, lambda _, choice: "no use" if choice.setting.endswith("tactics") else "")
     assert space.left == (("tensorrt.max_num_tactics: 512", "no use"),)
     assert "tensorrt.max_num_tactics" not in settings(space, Backend.TENSORRT)
+
+
+def test_what_the_configuration_has_need_not_be_chosen_before() -> None:
+    """The limit of the L2 cache is of use with the configuration's tiling."""
+    needs = {}
+    for level in ("none", "fast"):
+        plan = Plan(
+            config_of(precisions=["fp16"], tensorrt={"tiling_optimization_level": level}), host(H100, flavours=(TRT10,))
+        )
+        options = space_of(plan).contenders[0].options
+        needs[level] = [item.needs for item in options if item.choice.setting.endswith("l2_limit_for_tiling")]
+    assert needs == {"none": ["tensorrt.tiling_optimization_level"], "fast": [""]}
 
 
 def test_build_routes_are_choices_of_engines() -> None:
