@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import ArtifactError, shortened
+from model_artifacts.errors import ArtifactError, StorageError, shortened
 from model_artifacts.records import Backend, Graph
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.adapters.trials.refusals import build_routes, refusals
@@ -65,6 +65,8 @@ class Foresight(NamedTuple):
     """Answers of each flavour of TensorRT about the builder's settings."""
     rewrites: Mapping[Choice, str] = MappingProxyType({})
     """The choices of rewrites that leave the network's graph as it is, with the reasons."""
+    remark: str = ""
+    """A line about why nothing is known of the graphs; empty if something is."""
 
     def refusal(self, variant: Variant, choice: Choice) -> str:
         """Return the reason why a variant cannot be given a choice, or would not change by it; empty if it can."""
@@ -87,8 +89,9 @@ class Foresight(NamedTuple):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Return a line for each fact of the libraries that is unknown."""
-        return tuple(library.remark for library in self.libraries.values() if library.remark)
+        """Return a line for each fact of the graphs and the libraries that is unknown."""
+        found = (self.remark, *(library.remark for library in self.libraries.values()))
+        return tuple(remark for remark in found if remark)
 
     @property
     def routes(self) -> tuple[str, ...]:
@@ -97,26 +100,36 @@ class Foresight(NamedTuple):
 
 
 def foresight_of(project: Project) -> Foresight:
-    """Return what is known of the choices of a project's search, whose graphs are made."""
+    """Return what is known of the choices of a project's search.
+
+    The FP32 graph is made if it is stale, which a matrix without FP32 and quantised types leaves to it.
+    """
     plan = project.plan
     engines = [item for item in plan.variants if item.backend is Backend.TENSORRT]
     graphs = {item.graph for item in plan.variants if item.graph and item.precision in QUANTIZED_PRECISIONS}
     pairs: dict[tuple[Graph, Choice], str] = {}
     rewrites: dict[Choice, str] = {}
+    remark = ""
     if graphs or engines:
         from pipeline.stages.quantize.stage import fp32_of  # noqa: PLC0415 - onnx is slow
 
         settings = project.config.quantization
         own = settings.placement is Placement.AUTO
-        model = fp32_of(project)
-        pairs = {**(idle_pairs(model, graphs, settings) if own else {}), **_unproposed(project, graphs)}
-        rewrites = idle_rewrites(model, project.config.rewrites.chosen)
+        try:
+            ensure(project, plan.graph_step(Graph.FP32), Rest())
+            model = fp32_of(project)
+            pairs = {**(idle_pairs(model, graphs, settings) if own else {}), **_unproposed(project, graphs)}
+            rewrites = idle_rewrites(model, project.config.rewrites.chosen)
+        except StorageError:
+            raise
+        except ArtifactError as exc:  # what needs the graph fails alone
+            remark = f"which choices change no graph is found by trials: {exc.what}"
     targets = {plan.engine_target(item).flavour: item.target for item in engines}
     libraries = {
         flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
         for flavour, target in targets.items()
     }
-    return Foresight(plan, pairs, libraries, rewrites)
+    return Foresight(plan, pairs, libraries, rewrites, remark)
 
 
 def _unproposed(project: Project, graphs: Collection[Graph]) -> dict[tuple[Graph, Choice], str]:

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.errors import ExportError
 from model_artifacts.records import EngineFlavour, Graph, Host
 from pipeline.config.quantization import QuantizationConfig
 from pipeline.planning.plan import Plan
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
 from pipeline.stages.export.rewrites import rewritten
 from pipeline.stages.propose.model_optimizer import VARIABLE
 from pipeline.tune.foresight import (
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from model_artifacts.records import Variant
-    from pipeline.planning.project import Project
 
 PLAN = Plan(config_of(precisions=["fp32", "int8"]), Host())
 
@@ -199,6 +201,30 @@ def test_routes_of_all_libraries_are_choices() -> None:
     """Those that have any."""
     libraries = {EngineFlavour.TENSORRT: Library({}, ("-a=off",)), EngineFlavour.TENSORRT_RTX: Library({})}
     assert Foresight(PLAN, libraries=libraries).routes == ("-a=off",)
+
+
+def test_a_matrix_of_one_precision_has_the_graph_to_judge_by(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP32's is made where no variant needs it; if it cannot be made, trials find what a choice changes."""
+
+    def failing(*_: object) -> None:
+        raise ExportError("the network has no graph")
+
+    product = Choice(setting="rewrites.product", value="convolution")
+    before = copied_search.config_file.read_text()
+    copied_search.config_file.write_text(before.replace("precisions: [fp32, int8]", "precisions: [fp16]"))
+    project = Project.load(copied_search.config_file, STAGES)
+    engine = project.plan.variant("tiny/rtx-sm80+/fp16-b1-ws16MiB")
+    project.paths.onnx_record(Graph.FP32).unlink()
+    found = foresight_of(project)
+    assert found.refusal(engine, product).startswith("no product of a global pool's output")
+    assert found.remark == ""
+    assert project.onnx(Graph.FP32).graph is Graph.FP32
+    monkeypatch.setattr("pipeline.tune.foresight.ensure", failing)
+    found = foresight_of(project)
+    assert found.refusal(engine, product) == ""
+    assert found.remarks == ("which choices change no graph is found by trials: the network has no graph",)
 
 
 def test_places_of_model_optimizer_are_proposed_before_the_search(
