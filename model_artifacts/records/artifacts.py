@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
-from model_artifacts.records.base import Argument, Count, FileRecord, Record, Tool, without_defaults
+from model_artifacts.records.base import Argument, Count, FileRecord, Record, Tool, Whole, without_defaults
 from model_artifacts.records.hosts import EngineFlavour
 from model_artifacts.records.variants import Precision, Variant
 
@@ -50,6 +50,13 @@ class BuiltFor(Record):
     """True if later versions of TensorRT run the engine, too; earlier versions never do."""
     hardware_compatibility: str = "none"
     """Other GPUs that run the engine: `none`, `same_compute_capability` or `ampere_plus`."""
+    batch_parts: Whole = 1
+    """Equal parts of a batch that run at once, each by an execution context of its own. The batch of the engine itself
+    is one part; all other records are of the whole batch. The JSON leaves 1 out."""
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return without_defaults(self, serialize(self), {"batch_parts"})
 
     @property
     def numbers(self) -> tuple[int, ...]:

@@ -243,13 +243,19 @@ def _obstacle(entry: ManifestEntry) -> str:
     if entry.backend is Backend.TORCH_COMPILE:
         return "a recipe is compiled in Python when it is opened, so that Triton has nothing to load"
     if entry.backend is Backend.TENSORRT:
-        if entry.built_for is None or entry.built_for.flavour is not EngineFlavour.TENSORRT:
-            return "Triton runs TensorRT engines, but none of TensorRT-RTX"
-        if entry.built_for.gpu is None:
-            return "the GPU that it was built for is unknown"
-        if is_applied("strip_plan", entry.settings):
-            return "it was built without its weights"
+        return _obstacle_of_engine(entry)
     return _obstacle_of_graph(entry) if entry.backend is Backend.ONNXRUNTIME else ""
+
+
+def _obstacle_of_engine(entry: ManifestEntry) -> str:
+    """Return the reason why Triton cannot run an engine; empty if it can."""
+    if entry.built_for is None or entry.built_for.flavour is not EngineFlavour.TENSORRT:
+        return "Triton runs TensorRT engines, but none of TensorRT-RTX"
+    if entry.built_for.gpu is None:
+        return "the GPU that it was built for is unknown"
+    if entry.built_for.batch_parts > 1:
+        return f"its batch runs as {entry.built_for.batch_parts} parts at once, and Triton would take one for a batch"
+    return "it was built without its weights" if is_applied("strip_plan", entry.settings) else ""
 
 
 def _obstacle_of_graph(entry: ManifestEntry) -> str:

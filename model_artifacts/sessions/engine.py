@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.feeds.buffers import Place
     from model_artifacts.sessions.overlap.lanes import Overlap
     from model_artifacts.tensorrt.flavour import Flavour
-    from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
+    from model_artifacts.tensorrt.runtime import Context, LoadedEngine
 
 
 class Engine:
@@ -126,7 +126,8 @@ def open_engine(
     """
     check_fits(built_for, flavour, gpu)
     cuda.use(gpu)
-    with load_engine(flavour, plan, weights, host_code=built_for.version_compatible) as loaded:
+    has_code, parts = built_for.version_compatible, built_for.batch_parts
+    with load_engine(flavour, plan, weights, host_code=has_code, parts=parts) as loaded:
         ends_of([spec.name for spec in loaded.inputs], [spec.name for spec in loaded.outputs])
         with closing(Copiers()) as copiers:
             yield Engine(loaded, gpu, copiers)
@@ -138,15 +139,14 @@ class Session:
     def __init__(
         self,
         loaded: LoadedEngine,
-        context: ExecutionContext,
+        context: Context,
         stream: cuda.Stream,
         copiers: Copiers,
         *,
         cuda_graph: bool,
     ) -> None:
         self.stream = stream
-        self._copiers = copiers
-        self._loaded = loaded
+        self._loaded, self._copiers = loaded, copiers
         self._context = context
         self._cuda_graph = cuda_graph and not loaded.streams_weights
         self._inputs, self._outputs = loaded.inputs, loaded.outputs

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.errors import KernelsError
+from model_artifacts.errors import KernelsError, RunError
 from model_artifacts.records import BatchRange, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour, make_logger
 from model_artifacts.tensorrt.inspector import EngineLayer, of_profile, read_layers
+from model_artifacts.tensorrt.memory import activation_bytes, stream_weights
 from model_artifacts.tensorrt.refitter import put_weights, refused
-from model_artifacts.tensorrt.specs import input_of, output_of
+from model_artifacts.tensorrt.specs import batches_of, input_of, output_of
+from model_artifacts.tensorrt.split import SplitContext, bytes_of_part, of_all_parts, part_obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from model_artifacts.errors import RunError
     from model_artifacts.records import TensorSpec
 
 _MEMORY = r"(?i)out ?of ?memory|MemoryAllocation|allocat"
@@ -58,11 +59,13 @@ class LoadedEngine:
     """True if some weights stay in the host's memory; CUDA graphs cannot be captured then."""
     _engine: Any
     _log: BuildLog
+    parts: int = 1
+    """The equal parts of a batch that run at once. All other facts are of the whole batch."""
 
     @contextmanager
     def context(
         self, stream: int, cache: bytes | None = None, specialization: KernelSpecialization = KernelSpecialization.EAGER
-    ) -> Iterator[ExecutionContext]:
+    ) -> Iterator[Context]:
         """Open an execution context, which holds one of the library's for each optimization profile.
 
         One that changed its profile would wait for it, and lose the CUDA graphs of the former one.
@@ -78,8 +81,14 @@ class LoadedEngine:
             KernelsError: the cache cannot be used.
         """
         config, runtime_cache = self._runtime_config(cache, specialization)
-        contexts = {size: self._of_profile(index, config, stream) for index, size in enumerate(self.batches.tuned_for)}
-        opened = ExecutionContext(self.flavour, contexts, config, runtime_cache, self._log)
+        sizes = self.batches.tuned_for
+        parts = []
+        for _ in range(self.parts):
+            contexts = {size: self._of_profile(index, config, stream) for index, size in enumerate(sizes)}
+            parts.append(ExecutionContext(self.flavour, contexts, config, runtime_cache, self._log))
+        ends = (*self.inputs, *self.outputs)
+        part_bytes = {spec.name: bytes_of_part(spec) // self.parts for spec in ends} if self.parts > 1 else {}
+        opened = SplitContext(parts, part_bytes) if self.parts > 1 else parts[0]
         try:
             yield opened
         finally:
@@ -263,9 +272,13 @@ class ExecutionContext:
         self._cache = None
 
 
+Context = ExecutionContext | SplitContext
+"""What runs a batch: one context, or those of its parts."""
+
+
 @contextmanager
 def load_engine(
-    flavour: Flavour, plan: bytes, weights: Path | None = None, *, host_code: bool = False
+    flavour: Flavour, plan: bytes, weights: Path | None = None, *, host_code: bool = False, parts: int = 1
 ) -> Iterator[LoadedEngine]:
     """Deserialise an engine on the current GPU.
 
@@ -276,9 +289,11 @@ def load_engine(
         plan: the serialized engine.
         weights: the ONNX file with the weights of an engine that was built without them; None for other engines.
         host_code: run the code in the engine; a version-compatible engine holds its lean runtime, and needs it.
+        parts: the equal parts of a batch that run at once; the engine's own batch is one of them.
 
     Raises:
-        RunError: the engine is damaged or is for another GPU or version, or the weights do not fit.
+        RunError: the engine is damaged or is for another GPU or version, the weights do not fit, or its batches cannot
+            be parts.
     """
     trt = flavour.module
     log = BuildLog()
@@ -291,24 +306,47 @@ def load_engine(
         raise refused("the engine cannot be loaded", log, f"an engine for {flavour} and this GPU")
     if weights is not None:
         put_weights(trt, engine, logger, log, weights)
-    streams_weights = _stream_weights(engine)
+    streams = stream_weights(engine)
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    batches = _batches_of_all(engine, inputs, log)
+    batches = batches_of(engine, inputs, log)
     loaded = LoadedEngine(
         flavour=flavour,
         inputs=tuple(input_of(engine, name) for name in inputs),
         outputs=tuple(output_of(engine, name, batches) for name in names if name not in inputs),
         batches=batches,
-        activation_bytes=_activation_bytes(trt, engine, len(batches.profiles)),
-        streams_weights=streams_weights,
+        activation_bytes=activation_bytes(trt, engine, len(batches.profiles)),
+        streams_weights=streams,
         _engine=engine,
         _log=log,
     )
+    loaded = _of_whole_batch(loaded, parts) if parts > 1 else loaded
     try:
         yield loaded
     finally:
         loaded._engine = None  # noqa: SLF001 - the engine is freed before its runtime
+
+
+def _of_whole_batch(part: LoadedEngine, parts: int) -> LoadedEngine:
+    """Return an engine whose batch is a number of equal parts.
+
+    Raises:
+        RunError: the engine takes several sizes, or its inputs and outputs cannot lie one behind the other.
+    """
+    ends = (*part.inputs, *part.outputs)
+    if obstacle := part_obstacle(ends):
+        what = "the engine's batch cannot be a part of a larger one"
+        raise RunError(what, expected="inputs and outputs of one size", got=obstacle, fix="build the artifact again")
+    whole = {spec.name: of_all_parts(spec, parts) for spec in ends}
+    size = part.batches.max * parts
+    return replace(
+        part,
+        inputs=tuple(whole[spec.name] for spec in part.inputs),
+        outputs=tuple(whole[spec.name] for spec in part.outputs),
+        batches=BatchRange(min=size, opt=size, max=size),
+        activation_bytes=part.activation_bytes * parts,
+        parts=parts,
+    )
 
 
 def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN401 - TensorRT is untyped
@@ -324,65 +362,8 @@ def _make_profiler(trt: Any, times: dict[str, list[float]]) -> Any:  # noqa: ANN
     return Profiler()
 
 
-def _batches_of_all(engine: Any, inputs: list[str], log: BuildLog) -> BatchRange:  # noqa: ANN401 - TensorRT is untyped
-    """Return the batch sizes of an engine's optimization profiles.
-
-    Raises:
-        RunError: its inputs differ, or it has several profiles that are no fixed sizes in ascending order.
-    """
-    found: list[tuple[int, ...]] = []
-    for profile in range(max(1, engine.num_optimization_profiles)):
-        ranges = {_batches(engine, name, profile) for name in inputs}
-        if len(ranges) > 1:
-            raise refused(
-                "the inputs take other batches than each other", log, "one range of batch sizes for all inputs"
-            )
-        found += ranges
-    if len(found) == 1:
-        low, best, high = found[0]
-        return BatchRange(min=low, opt=best, max=high)
-    sizes = tuple(high for _, _, high in found)
-    if any(low != high for low, _, high in found) or list(sizes) != sorted(set(sizes)):
-        raise refused(
-            f"the engine has the profiles {', '.join(map(str, found))}",
-            log,
-            "a fixed size for each of several profiles",
-        )
-    return BatchRange(min=1, opt=sizes[-1], max=sizes[-1], tuned=sizes)
-
-
-def _batches(engine: Any, name: str, profile: int) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
-    """Return the smallest, the best and the largest batch of an input in an optimization profile."""
-    return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, profile))
-
-
 def _inspected(trt: Any, engine: Any, context: Any = None) -> str:  # noqa: ANN401 - TensorRT is untyped
     inspector = engine.create_engine_inspector()
     if context is not None:
         inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-def _stream_weights(engine: Any) -> bool:  # noqa: ANN401 - TensorRT is untyped
-    """Keep some weights in the host's memory if the GPU lacks the room; return True if it does.
-
-    Only engines that were built with `weight_streaming` can. By default the library keeps all weights on the GPU. It
-    takes another budget only before the first context, and the memory of a context depends on the budget.
-    """
-    streamable = getattr(engine, "streamable_weights_size", 0)
-    if not streamable or not hasattr(engine, "weight_streaming_budget_v2"):
-        return False
-    engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
-    return bool(engine.weight_streaming_budget_v2 < streamable)
-
-
-def _activation_bytes(trt: Any, engine: Any, profiles: int) -> int:  # noqa: ANN401 - TensorRT is untyped
-    """Return the memory of a context, or of one context for each of several profiles."""
-    newer = hasattr(engine, "device_memory_size_v2")
-    largest = int(engine.device_memory_size_v2 if newer else engine.device_memory_size)
-    if profiles == 1:
-        return largest
-    if not hasattr(trt, "ExecutionContextAllocationStrategy"):  # every context takes the memory of the largest profile
-        return largest * profiles
-    of_profile = engine.get_device_memory_size_for_profile_v2 if newer else engine.get_device_memory_size_for_profile
-    return sum(int(of_profile(profile)) for profile in range(profiles))

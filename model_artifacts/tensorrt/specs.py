@@ -1,13 +1,14 @@
-"""TensorRT's tensors → the specs of inputs and outputs, with the ranges of their dynamic axes."""
+"""TensorRT's tensors → the specs of inputs and outputs, with the ranges of their axes, and the batches of an engine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from model_artifacts.records import AxisRange, TensorSpec
+from model_artifacts.records import AxisRange, BatchRange, TensorSpec
+from model_artifacts.tensorrt.refitter import refused
 
 if TYPE_CHECKING:
-    from model_artifacts.records import BatchRange
+    from model_artifacts.tensorrt.flavour import BuildLog
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -69,3 +70,35 @@ def output_of(engine: Any, name: str, batches: BatchRange) -> TensorSpec:  # noq
     """
     spec = spec_of(engine, name)
     return spec.model_copy(update={"shape": ("batch", *spec.shape[1:])}) if batches.tuned else spec
+
+
+def batches_of(engine: Any, inputs: list[str], log: BuildLog) -> BatchRange:  # noqa: ANN401 - TensorRT is untyped
+    """Return the batch sizes of an engine's optimization profiles.
+
+    Raises:
+        RunError: its inputs differ, or it has several profiles that are no fixed sizes in ascending order.
+    """
+    found: list[tuple[int, ...]] = []
+    for profile in range(max(1, engine.num_optimization_profiles)):
+        ranges = {_batches(engine, name, profile) for name in inputs}
+        if len(ranges) > 1:
+            raise refused(
+                "the inputs take other batches than each other", log, "one range of batch sizes for all inputs"
+            )
+        found += ranges
+    if len(found) == 1:
+        low, best, high = found[0]
+        return BatchRange(min=low, opt=best, max=high)
+    sizes = tuple(high for _, _, high in found)
+    if any(low != high for low, _, high in found) or list(sizes) != sorted(set(sizes)):
+        raise refused(
+            f"the engine has the profiles {', '.join(map(str, found))}",
+            log,
+            "a fixed size for each of several profiles",
+        )
+    return BatchRange(min=1, opt=sizes[-1], max=sizes[-1], tuned=sizes)
+
+
+def _batches(engine: Any, name: str, profile: int) -> tuple[int, ...]:  # noqa: ANN401 - TensorRT is untyped
+    """Return the smallest, the best and the largest batch of an input in an optimization profile."""
+    return tuple(int(next(iter(shape))) for shape in engine.get_tensor_profile_shape(name, profile))

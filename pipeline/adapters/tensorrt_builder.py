@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from model_artifacts.errors import BuildError, UnsupportedError, shortened
 from model_artifacts.records import BuiltFor, EngineMemory, Precision, Setting, TensorSpec
 from model_artifacts.tensorrt.flavour import BuildLog, make_logger
 from model_artifacts.tensorrt.runtime import load_engine
+from model_artifacts.tensorrt.split import of_all_parts
 from pipeline.adapters.tensorrt_libraries import missing_library
 from pipeline.adapters.tensorrt_settings import (
     FIRST_COMPUTE_CAPABILITY,
@@ -20,6 +21,7 @@ from pipeline.adapters.tensorrt_settings import (
     keeps_timings,
     network_flags,
 )
+from pipeline.adapters.trials.parts import Parts, parts_of
 from pipeline.adapters.trials.quantized_layers import quantized_layers, refused_layers
 
 if TYPE_CHECKING:
@@ -108,8 +110,11 @@ def build_engine(
     except TypeError as exc:  # raised by the bindings if the library returns no builder
         raise _failure(log, request, "the builder cannot be created") from exc
     network = parse(flavour, builder, logger, graph_file(flavour, request))
+    parts = parts_of(request.profile, request.settings.batch_parts, _ends(network))
+    request = replace(request, profile=parts.profile)
     config = builder.create_builder_config()
     settings = BuilderSettings(flavour, builder, network, config, request, timings).apply()
+    settings += _recorded(parts, request.settings.batch_parts)
     monitor = _monitor(trt, progress) if progress and hasattr(trt, "IProgressMonitor") else None
     if monitor:
         config.progress_monitor = monitor
@@ -119,19 +124,32 @@ def build_engine(
     if plan is None:
         raise _failure(log, request)
     data = bytes(plan)
-    built_for = _built_for(flavour, request, settings)
+    built_for = _built_for(flavour, request, settings, parts.number)
     memory, digest = _measure(flavour, data, log, request.profile, host_code=built_for.version_compatible)
+    ends = _ends(network)
     return BuiltEngine(
         plan=data,
-        memory=memory,
-        layers_sha256=digest,
-        inputs=io_formats([network.get_input(index) for index in range(network.num_inputs)]),
-        outputs=io_formats([network.get_output(index) for index in range(network.num_outputs)]),
+        memory=memory.model_copy(update={"activation_bytes": memory.activation_bytes * parts.number}),
+        layers_sha256=digest if parts.number == 1 else hashlib.sha256(f"{digest} {parts.number}".encode()).hexdigest(),
+        inputs=tuple(of_all_parts(spec, parts.number) for spec in ends[: network.num_inputs]),
+        outputs=tuple(of_all_parts(spec, parts.number) for spec in ends[network.num_inputs :]),
         settings=settings,
         built_for=built_for,
         timing_cache=bytes(config.get_timing_cache().serialize()) if keeps_timings(flavour, request) else b"",
         seconds=seconds,
     )
+
+
+def _ends(network: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - TensorRT's bindings are untyped
+    """Return the specs of a network's inputs, and then of its outputs."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    return io_formats([*inputs, *(network.get_output(index) for index in range(network.num_outputs))])
+
+
+def _recorded(parts: Parts, asked: int) -> tuple[Setting, ...]:
+    """Return the record of the parts of a batch that were asked for; none for a batch as a whole."""
+    value, obstacle = str(asked), parts.obstacle
+    return (Setting(name="batch_parts", value=value, applied=not obstacle, note=obstacle),) if asked > 1 else ()
 
 
 def parse(flavour: Flavour, builder: Any, logger: Any, graph: Path) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped
@@ -201,7 +219,7 @@ def unsupported(flavour: Flavour, request: EngineRequest) -> str | None:
     return None
 
 
-def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting, ...]) -> BuiltFor:
+def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting, ...], parts: int) -> BuiltFor:
     ahead = bool(request.compute_capabilities)
     gpu = request.gpu
     applied = {setting.name: setting.value for setting in settings if setting.applied}
@@ -212,6 +230,7 @@ def _built_for(flavour: Flavour, request: EngineRequest, settings: tuple[Setting
         compute_capabilities=(gpu.compute_capability,) if gpu and not ahead else request.compute_capabilities,
         version_compatible="lean_runtime" in applied,  # without one, the plan alone is of no use to a later version
         hardware_compatibility=applied.get("hardware_compatibility", "none"),
+        batch_parts=parts,
     )
 
 

@@ -74,6 +74,7 @@ _LATER_SETTINGS = (
     "strict_nans",
     "build_route",
     "avg_timing_iterations",
+    "batch_parts",
 )
 """The build settings that are younger than the first keys. With its default, such a setting is in no key."""
 
@@ -105,6 +106,8 @@ class TensorRTConfig(Record):
     """The bytes of the L2 cache that tiling may count on. None leaves the number to the library."""
     max_aux_streams: Annotated[int, Field(strict=True, ge=0, le=INT32_MAX)] | None = None
     """The most CUDA streams beside the caller's own. 0 keeps to that one; None leaves the number to the library."""
+    batch_parts: Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)] = 1
+    """The equal parts of a batch that run at once. Engines for one batch size alone can have several."""
     sparse_weights: Flag = False
     """Kernels for weights with 2:4 sparsity, where the weights have it. They are left as they are."""
     strict_nans: Flag = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.errors import ArtifactError, StorageError, shortened
 from model_artifacts.records import Backend, Graph
 from model_artifacts.tensorrt.flavour import load_flavour
+from pipeline.adapters.trials.parts import batch_obstacle
 from pipeline.adapters.trials.refusals import build_routes, refusals
 from pipeline.config.quantization import Placement, QuantizationConfig
 from pipeline.config.tensorrt import TensorRTConfig
@@ -20,6 +21,7 @@ from pipeline.tune.space import (
     HEAD_CHOICE,
     HEAD_EXCLUDES,
     PAIR_CHOICES,
+    PARTS,
     PROPOSED,
     REWRITE_CHOICES,
 )
@@ -78,6 +80,8 @@ class Foresight(NamedTuple):
             return self.rewrites[choice]
         if choice in REWRITE_CHOICES and variant.graph and variant.graph.for_tensorrt and self._is_proposed:
             return "the proposal of places is of the graph without it"
+        if choice.setting == PARTS and variant.profile and isinstance(choice.value, int):
+            return batch_obstacle(variant.profile, choice.value)
         if choice in BUILDER_CHOICES and variant.backend is Backend.TENSORRT:
             library = self.libraries.get(self.plan.engine_target(variant).flavour)
             return library.refused.get(choice, "") if library else ""

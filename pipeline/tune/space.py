@@ -96,7 +96,10 @@ def option(setting: str, value: bool | int | str | tuple[str, ...], cost: float 
     return Option(Choice(setting=setting, value=value), cost, needs)
 
 
+PARTS = "tensorrt.batch_parts"
+"""The setting of parts of a batch that run at once, which engines for one batch size alone can have."""
 _ENGINE = (
+    option(PARTS, 2),
     option("tensorrt.max_aux_streams", 0),
     option("tensorrt.optimization_level", 5, 4.0),
     option("tensorrt.optimization_level", 4, 2.0),
@@ -112,8 +115,8 @@ _ENGINE = (
 """The settings of TensorRT's builder, by what they have given here so far; iterations, which were not tried yet, by the
 13 % between builds of one graph. The sources are its own and the libraries that TensorRT 10 has left out by itself
 since it calls them deprecated."""
-_RTX = (option("tensorrt.max_aux_streams", 0),)
-"""The one of these that TensorRT-RTX applies: the others are tactics, which it does not time."""
+_RTX = (option(PARTS, 2), option("tensorrt.max_aux_streams", 0))
+"""Those that TensorRT-RTX applies: the others are tactics, which it does not time."""
 BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})
 """The choices of the builder's settings, of all flavours."""
 _PLACEMENT = "quantization.placement"

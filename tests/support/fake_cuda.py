@@ -51,6 +51,8 @@ class FakeRuntime:
         """When a profiler was told to look, and to look away."""
         self._handles = itertools.count(1)
         self._recorded_on: dict[int, list[Callable[[], None]]] = {}  # by stream
+        self._marked: dict[int, int] = {}  # by event: the stream that it was last recorded on
+        self._forked: dict[int, int] = {}  # by stream that a capture has taken in: the stream of the capture
         self._capturing = threading.local()  # of a thread: its mode, and whether a call has broken its capture
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self._executables: set[int] = set()
@@ -177,7 +179,14 @@ class FakeRuntime:
         self.waits.append(stream)
         return (OK,)
 
-    def cudaStreamWaitEvent(self, *_: object) -> tuple[Any]:
+    def cudaStreamWaitEvent(self, stream: int, event: int, _: int) -> tuple[Any]:
+        """Take a stream into a capture by an event of it, and let it go again once the capture waits for it."""
+        there = self._marked.get(int(event), 0)
+        if there in self._recorded_on and int(stream) not in self._recorded_on:
+            self._recorded_on[int(stream)] = self._recorded_on[there]
+            self._forked[int(stream)] = there
+        elif self._forked.get(there) == int(stream):
+            del self._forked[there], self._recorded_on[there]
         return (OK,)
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any]:
@@ -194,8 +203,9 @@ class FakeRuntime:
     def cudaEventCreate(self) -> tuple[Any, int]:
         return OK, self._new()
 
-    def cudaEventRecord(self, _: int, stream: int) -> tuple[Any]:
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any]:
         self.waits.append(stream)
+        self._marked[int(event)] = int(stream)
         return (OK,)
 
     def cudaEventSynchronize(self, _: int) -> tuple[Any]:
@@ -217,6 +227,8 @@ class FakeRuntime:
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, int]:
         work, self._capturing.stream = self._recorded_on.pop(stream), None
+        if stream in self._forked.values():
+            return runtime.cudaError_t.cudaErrorStreamCaptureUnjoined, 0
         if self._capturing.broken:
             return runtime.cudaError_t.cudaErrorStreamCaptureInvalidated, 0
         graph = self._new()
@@ -327,6 +339,10 @@ class FakeContext:
         for _ in range(runs):
             self.enqueue(stream)
         return {"conv": 0.3, "copy": 0.1}
+
+    def release(self) -> None:
+        """Take no more batches."""
+        self.addresses.clear()
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return one convolution, in FP16 once the shapes are known: until then the inspector leaves types open."""

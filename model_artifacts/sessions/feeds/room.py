@@ -11,10 +11,10 @@ from model_artifacts.sessions.feeds.checks import shape_of
 
 if TYPE_CHECKING:
     from model_artifacts.records import TensorSpec
-    from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
+    from model_artifacts.tensorrt.runtime import Context, LoadedEngine
 
 
-def largest_bytes(loaded: LoadedEngine, context: ExecutionContext) -> dict[str, int]:
+def largest_bytes(loaded: LoadedEngine, context: Context) -> dict[str, int]:
     """Return the bytes of each input and output in the largest batch of the largest samples.
 
     An output that follows the inputs has no range of its own. The library computes its bound from their ranges.

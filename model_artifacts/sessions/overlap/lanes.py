@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from model_artifacts.sessions.feeds.batches import Batch
     from model_artifacts.sessions.feeds.staging import Copiers
     from model_artifacts.sessions.onnx import Outputs
-    from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine
+    from model_artifacts.tensorrt.runtime import Context, LoadedEngine
 
 
 class Streams(NamedTuple):
@@ -85,7 +85,7 @@ class _Lane:
 def open_overlap(
     loaded: LoadedEngine,
     gpu: Gpu,
-    context_on: Callable[[int], AbstractContextManager[ExecutionContext]],
+    context_on: Callable[[int], AbstractContextManager[Context]],
     copiers: Copiers,
     buffers: int,
 ) -> Iterator[Overlap]:
@@ -119,7 +119,7 @@ class Overlap:
     def __init__(
         self,
         loaded: LoadedEngine,
-        context: ExecutionContext,
+        context: Context,
         streams: Streams,
         copiers: Copiers,
         buffers: int,

@@ -10,7 +10,9 @@ from model_artifacts.records import (
     AxisRange,
     Backend,
     BatchRange,
+    BuiltFor,
     Clock,
+    EngineFlavour,
     GpuType,
     Graph,
     LoadSettings,
@@ -129,6 +131,11 @@ def test_precisions_batches_and_forms_are_models_of_their_own() -> None:
     assert left == ()
 
 
+TWO_PARTS = BuiltFor(
+    flavour=EngineFlavour.TENSORRT, version="10.6", gpu=H100.name, compute_capabilities=(90,), batch_parts=2
+)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
@@ -139,6 +146,10 @@ def test_precisions_batches_and_forms_are_models_of_their_own() -> None:
         (
             plan("stripped", 1.0, settings=(Setting(name="strip_plan", value="true", applied=True),)),
             "without its weights",
+        ),
+        (
+            plan("parts", 1.0, built_for=TWO_PARTS),
+            "its batch runs as 2 parts at once",
         ),
         (onnx("int8", Graph.INT8, 1), "its Q/DQ pairs are placed for TensorRT"),
         (onnx("fp32", Graph.FP32, 1, target="sm90-h100"), "without TF32"),

@@ -343,12 +343,12 @@ def test_engine_of_one_input_is_opened(gpu: FakeRuntime, monkeypatch: pytest.Mon
 def test_code_in_a_version_compatible_engine_is_run(
     gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch, *, compatible: bool
 ) -> None:
-    """Only an engine that holds its lean runtime may bring code of its own."""
+    """Only an engine that holds its lean runtime may bring code of its own. The parts of its batch are the record's."""
     asked: list[object] = []
 
     @contextmanager
-    def load(*_: object, host_code: bool) -> Iterator[Any]:
-        asked.append(host_code)
+    def load(*_: object, host_code: bool, parts: int) -> Iterator[Any]:
+        asked.append((host_code, parts))
         yield FakeEngine(gpu, RANGE)
 
     monkeypatch.setattr("model_artifacts.sessions.engine.load_engine", load)
@@ -359,10 +359,11 @@ def test_code_in_a_version_compatible_engine_is_run(
         gpu=H100.name,
         compute_capabilities=(90,),
         version_compatible=compatible,
+        batch_parts=3,
     )
     with open_engine(Flavour(EngineFlavour.TENSORRT, "10", nothing), b"", built_for, H100):
         pass
-    assert asked == [compatible]
+    assert asked == [(compatible, 3)]
 
 
 def test_engine_without_an_input_is_refused(gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,6 +283,7 @@ def test_host_without_gpus_has_none_to_name(load: Callable[[str], Config], devic
         ("timing_cache: false", "timing_cache", False),
         ("max_num_tactics: 8", "max_num_tactics", 8),
         ("avg_timing_iterations: 1", "avg_timing_iterations", 1),
+        ("batch_parts: 2", "batch_parts", 2),
         ("tiling_optimization_level: full", "tiling_optimization_level", TilingOptimizationLevel.FULL),
         ("l2_limit_for_tiling: 4MiB", "l2_limit_for_tiling", 2**22),
         ("l2_limit_for_tiling: 4096", "l2_limit_for_tiling", 4096),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_artifacts.errors import ExportError
-from model_artifacts.records import EngineFlavour, Graph, Host
+from model_artifacts.records import BatchRange, EngineFlavour, Graph, Host
 from pipeline.config.quantization import QuantizationConfig
 from pipeline.planning.plan import Plan
 from pipeline.planning.project import Project
@@ -26,7 +26,7 @@ from pipeline.tune.foresight import (
 )
 from pipeline.tune.records import Choice, Point
 from pipeline.tune.setups import Setups
-from pipeline.tune.space import BUILDER_CHOICES, PROPOSED, REWRITE_CHOICES, space_of
+from pipeline.tune.space import BUILDER_CHOICES, PARTS, PROPOSED, REWRITE_CHOICES, space_of
 from pipeline.tune.steps.limits import Rest
 from pipeline.tune.steps.running import ensure
 from tests.support.model_optimizer import interpreter
@@ -51,13 +51,29 @@ def test_settings_that_the_library_lacks_are_no_choices() -> None:
     """TensorRT-RTX is installed here, and times no tactics; what it applies is left."""
     library = library_of(EngineFlavour.TENSORRT_RTX, None, BUILDER_CHOICES, "doit tune")
     assert [choice for choice in BUILDER_CHOICES if choice not in library.refused] == [
-        choice for choice in BUILDER_CHOICES if choice.setting == STREAMS.setting
+        choice for choice in BUILDER_CHOICES if choice.setting in {STREAMS.setting, PARTS}
     ]
     assert "builds ahead of time" in library.refused[LEVEL]
     foresight = Foresight(PLAN, libraries={EngineFlavour.TENSORRT_RTX: library})
     engine, onnx = variant_of(Graph.FP32, "tensorrt"), variant_of(Graph.FP32, "onnxruntime")
     assert foresight.refusal(engine, LEVEL) == library.refused[LEVEL]
     assert foresight.refusal(engine, STREAMS) == foresight.refusal(onnx, LEVEL) == ""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ((128, 128, 128), ""),
+        ((1, 1, 1), "a batch of 1 has no 2 equal parts"),
+        ((1, 8, 8), "an engine for several sizes runs each batch as a whole"),
+    ],
+    ids=["even", "odd", "range"],
+)
+def test_parts_are_a_choice_of_batches_that_can_be_halved(sizes: tuple[int, int, int], reason: str) -> None:
+    """No engine is built for one that would stay whole."""
+    low, best, high = sizes
+    engine = variant_of(Graph.FP32, "tensorrt").model_copy(update={"profile": BatchRange(min=low, opt=best, max=high)})
+    assert Foresight(PLAN).refusal(engine, Choice(setting=PARTS, value=2)) == reason
 
 
 def test_a_library_that_is_not_here_refuses_nothing() -> None:

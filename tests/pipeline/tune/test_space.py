@@ -62,7 +62,12 @@ def test_each_flavour_has_the_settings_that_it_applies() -> None:
         "torch_tensorrt.min_block_size",
     }
     rtx = space_of(Plan(config_of(precisions=["fp16"]), host(H100, flavours=(RTX,))))
-    assert settings(rtx, Backend.TENSORRT) == {"tensorrt.max_aux_streams", "rewrites.product", "rewrites.channels"}
+    assert settings(rtx, Backend.TENSORRT) == {
+        "tensorrt.batch_parts",
+        "tensorrt.max_aux_streams",
+        "rewrites.product",
+        "rewrites.channels",
+    }
 
 
 def test_a_range_serves_every_batch_that_it_takes() -> None:

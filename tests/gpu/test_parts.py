@@ -1,0 +1,145 @@
+"""A batch that runs as two parts at once on a real GPU: judged, timed and served as one batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import model_artifacts
+from model_artifacts import Requirements
+from model_artifacts.host import cuda
+from model_artifacts.host.environment import installed
+from model_artifacts.records import Backend, Clock, Status
+from pipeline.cli.main import main
+from pipeline.planning.project import Project
+from pipeline.stages import STAGES
+from pipeline.stages.benchmark.clocks import timed_on_gpu, timed_on_streams
+from pipeline.stages.benchmark.messages import Ask
+from pipeline.stages.common.opening import open_serialized
+from tests.conftest import TINY
+from tests.gpu.conftest import doit
+from tests.support.logits import FP16, distance, images, reference
+
+if TYPE_CHECKING:
+    from model_artifacts.records import ManifestEntry
+    from pipeline.records import Artifact
+
+pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
+
+SIZE = 128
+CONFIGURATION = (
+    TINY.replace("[fp32, fp16, bf16, int8]", "[fp16]")
+    .replace("[16MiB, 32MiB]", "[64MiB]")
+    .replace("[1, {min: 1, opt: 2, max: 4}]", f"[{SIZE}]")
+    .replace("{batches: [1, 2], ", f"{{batches: [{SIZE}], ")
+    + "tensorrt: {batch_parts: 2}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The tiny project with one engine, for half of the batch."""
+    file = tmp_path_factory.mktemp("parts") / "pipeline.yaml"
+    file.write_text(CONFIGURATION)
+    found = Project.load(file, STAGES)
+    doit(file, f"validate:{variant_of(found)}")
+    assert main(["manifest", found.plan.model, "--config", str(file)]) == 0
+    return found
+
+
+def variant_of(project: Project) -> str:
+    """Return the id of the engine."""
+    return next(item.id for item in project.plan.variants if item.backend is Backend.TENSORRT)
+
+
+@pytest.fixture
+def artifact(project: Project) -> Artifact:
+    """The engine's record."""
+    return project.artifact(project.plan.variant(variant_of(project)))
+
+
+@pytest.fixture
+def entry(project: Project) -> ManifestEntry:
+    """The engine in the manifest."""
+    return next(item for item in project.manifest().artifacts if item.id == variant_of(project))
+
+
+def test_the_whole_batch_is_judged(entry: ManifestEntry) -> None:
+    """The gates see batches of 128, and the record says how they run."""
+    assert entry.status is Status.DEPLOYABLE, entry.reason
+    assert entry.built_for is not None
+    assert entry.built_for.batch_parts == 2
+    assert {row.batch for row in entry.rows} == {SIZE}
+    assert [spec.shape[0] for spec in (*entry.inputs, *entry.outputs)] == [SIZE, SIZE]
+
+
+def test_the_engine_is_for_one_part(project: Project, artifact: Artifact) -> None:
+    """The library knows half of the batch, and its memory counts twice."""
+    with open_serialized(project, artifact) as engine:
+        assert engine.batches.sizes == (SIZE,)
+        loaded: Any = engine._loaded  # noqa: SLF001 - the library's own object
+        (name,) = [spec.name for spec in engine.inputs]
+        assert next(iter(loaded._engine.get_tensor_shape(name))) == SIZE // 2  # noqa: SLF001 - as above
+        assert artifact.memory is not None
+        assert loaded.activation_bytes == artifact.memory.activation_bytes
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "kernels"])
+def test_every_row_is_that_of_its_image(project: Project, artifact: Artifact, *, cuda_graph: bool) -> None:
+    """From the host and from the GPU, batch after batch, in any order of the images."""
+    every, wanted = images(project, SIZE), reference(project, SIZE)
+    with open_serialized(project, artifact) as engine, engine.session(cuda_graph=cuda_graph) as run:
+        for number in range(20):
+            chosen = np.roll(np.arange(SIZE), 37 * number)
+            batch = np.ascontiguousarray(every[chosen])
+            assert distance(run(batch), wanted[chosen]) < FP16, number
+        memory = cuda.Memory(every.nbytes)
+        array = memory.array(every.shape, every.dtype)
+        cuda.copy_to_gpu(array, every, run.stream)
+        run.stream.synchronize()
+        assert distance(cuda.downloaded(run(array)), wanted) < FP16
+        memory.close()
+
+
+def test_overlapped_batches_keep_their_order(project: Project, artifact: Artifact) -> None:
+    """Copies of one batch run beside both parts of another."""
+    every, wanted = images(project, SIZE), reference(project, SIZE)
+    orders = [np.roll(np.arange(SIZE), 11 * number) for number in range(12)]
+    with open_serialized(project, artifact) as engine, engine.overlap(3) as overlap:
+        waiting: list[Any] = []
+        for order in orders:
+            if overlap.full:
+                assert distance(overlap.result(), wanted[waiting.pop(0)]) < FP16
+            overlap.put(np.ascontiguousarray(every[order]))
+            waiting.append(order)
+        for order in waiting:
+            assert distance(overlap.result(), wanted[order]) < FP16
+
+
+def test_the_gpus_clock_has_both_parts(project: Project, artifact: Artifact) -> None:
+    """The later event waits for both: no time is below that of one batch after another from the host."""
+    with open_serialized(project, artifact) as engine, engine.session() as run:
+        run.upload(images(project, SIZE))
+        ask = Ask(SIZE, 50, 20.0)
+        graph = float(np.median(timed_on_gpu(Clock.GPU_GRAPH, ask, run, run.enqueue).milliseconds))
+        kernels = float(np.median(timed_on_gpu(Clock.GPU, ask, run, run.enqueue_kernels).milliseconds))
+        queued = float(np.median(timed_on_streams(ask, [run]).milliseconds))
+    assert min(graph, kernels) > 0
+    assert graph > 0.8 * queued
+
+
+def test_a_deployment_does_not_see_the_parts(project: Project) -> None:
+    """`load` serves whole batches, to several threads at once."""
+    with model_artifacts.load(project.paths.root, Requirements(precision="fp16"), contexts=2) as model:
+        assert model.entry.backend is Backend.TENSORRT
+        assert distance(model(images(project, SIZE)), reference(project, SIZE)) < FP16
+
+
+def test_layers_are_those_of_both_parts(project: Project, artifact: Artifact) -> None:
+    """The profile of a batch has the time of each layer once, for all rows."""
+    with open_serialized(project, artifact) as engine, engine.session(cuda_graph=False) as run:
+        run.prepare(SIZE)
+        names = [layer.name for layer, _ in run.time_layers(5)]
+    assert len(names) == len({*names}) > 1

@@ -1,0 +1,122 @@
+"""A batch in parts that run at once: one session, whose rows are those of the parts in their order."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from model_artifacts.errors import RunError
+from model_artifacts.records import BatchRange, TensorSpec
+from model_artifacts.sessions.engine import Engine
+from model_artifacts.tensorrt.split import SplitContext, of_all_parts, part_obstacle
+from tests.support.fake_cuda import FakeEngine, FakeRuntime
+from tests.support.hosts import H100
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+PARTS, ROWS = 3, 4
+SAMPLE = (3, 4, 4)
+CLASSES = 10
+
+
+class Split(FakeEngine):
+    """An engine for one part; its context is that of all parts."""
+
+    def __init__(self, gpu: FakeRuntime) -> None:
+        size = PARTS * ROWS
+        super().__init__(gpu, BatchRange(min=size, opt=size, max=size), SAMPLE, CLASSES)
+
+    @contextmanager
+    def context(self, on: int, cache: bytes | None, how: object) -> Iterator[Any]:
+        """Open a context for each part."""
+        with ExitStack() as stack:
+            parts: list[Any] = [stack.enter_context(super(Split, self).context(on, cache, how)) for _ in range(PARTS)]
+            sizes = {"image": ROWS * int(np.prod(SAMPLE)), "logits": ROWS * CLASSES}
+            split = SplitContext(parts, {name: 4 * size for name, size in sizes.items()})
+            yield split
+            split.release()
+
+
+@pytest.fixture
+def engine(gpu: FakeRuntime) -> Split:
+    """An engine whose batch of 12 images is three parts of four."""
+    return Split(gpu)
+
+
+def images(first: int = 0) -> npt.NDArray[np.float32]:
+    """Return a batch whose images are all `first`, all `first` + 1, and so on."""
+    values = np.arange(first, first + PARTS * ROWS, dtype=np.float32)
+    return np.array(np.broadcast_to(values[:, None, None, None], (PARTS * ROWS, *SAMPLE)), order="C")
+
+
+def logits(first: int = 0) -> npt.NDArray[np.float32]:
+    """Return the logits of these images."""
+    return (np.arange(first, first + PARTS * ROWS)[:, None] + np.arange(CLASSES)[None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "kernels"])
+def test_each_part_has_its_own_rows(engine: Any, gpu: FakeRuntime, *, cuda_graph: bool) -> None:
+    """Batch after batch, in a graph that has all parts, and without one; nothing stays open afterwards."""
+    with Engine(engine, H100).session(cuda_graph=cuda_graph) as run:
+        for first in (0, 100, 7):
+            np.testing.assert_array_equal(run(images(first)), logits(first))
+        assert run.runtime_cache()
+    assert [{*context.ran} for context in engine.contexts] == [{ROWS}] * PARTS
+    assert len({len(context.ran) for context in engine.contexts}) == 1
+    assert gpu.idle
+
+
+def test_parts_of_overlapping_batches_have_their_own_rows(engine: Any, gpu: FakeRuntime) -> None:
+    """Copies and parts overlap, and no batch has rows of another one."""
+    with Engine(engine, H100).overlap(2) as overlap:
+        overlap.put(images(0))
+        for first in (50, 3):
+            overlap.put(images(first))
+            before = {50: 0, 3: 50}[first]
+            np.testing.assert_array_equal(overlap.result(), logits(before))
+    assert gpu.idle
+
+
+def test_layers_are_timed_in_all_parts(engine: Any) -> None:
+    """The time of a layer is that of the whole batch: the sum of the parts', one after the other."""
+    with Engine(engine, H100).session(cuda_graph=False) as run:
+        run.prepare(PARTS * ROWS)
+        times = {layer.name: taken for layer, taken in run.time_layers(2)}
+    assert times == {"conv": pytest.approx(0.3 * PARTS), "copy": pytest.approx(0.1 * PARTS)}
+
+
+def test_a_batch_without_equal_parts_is_refused(engine: Any) -> None:
+    """No row is left out."""
+    with engine.context(0, None, None) as context, pytest.raises(RunError, match="a batch of 11 has no 3 equal parts"):
+        context.set_input_shape("image", (11, *SAMPLE))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "says"),
+    [
+        ((64, 10), "float32", ""),
+        ((32, 1000), "float16", ""),
+        ((16, 10), "float32", "a part of logits has 640 bytes, 128 more than a multiple of 256"),
+        (("batch", 10), "float32", "logits has axes of several sizes"),
+        ((64, "axis_1"), "float32", "logits has axes of several sizes"),
+    ],
+    ids=str,
+)
+def test_parts_begin_at_aligned_addresses(shape: tuple[int | str, ...], dtype: str, says: str) -> None:
+    """TensorRT takes no address in between, and undefined sizes give none."""
+    found = part_obstacle([TensorSpec(name="logits", shape=shape, dtype=dtype, layout="NC")])
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
+
+
+def test_specs_are_of_the_whole_batch() -> None:
+    """A caller sees one batch, and no part of it."""
+    spec = TensorSpec(name="logits", shape=(64, 10), dtype="float32", layout="NC")
+    assert of_all_parts(spec, 2).shape == (128, 10)
+    assert of_all_parts(spec, 1) is spec
