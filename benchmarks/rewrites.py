@@ -108,7 +108,7 @@ def points_of(project: Project, options: argparse.Namespace) -> list[Named]:
 
 def make_graphs(setups: Setups, points: Sequence[Point]) -> None:
     """Make what the engines of some points are made of and judged by, as far as it is stale."""
-    done: set[Step] = set()
+    done: dict[Step, ArtifactError | None] = {}
     for point in points:
         project, variant = setups.place(point)
         for stage in ("build", "validate"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import ArtifactError, StorageError, shortened
+from model_artifacts.errors import ArtifactError, StorageError
 from model_artifacts.records import Backend, Graph
 from model_artifacts.tensorrt.flavour import load_flavour
 from pipeline.adapters.trials.parts import batch_obstacle
@@ -26,7 +26,7 @@ from pipeline.tune.space import (
     REWRITE_CHOICES,
 )
 from pipeline.tune.steps.limits import Rest
-from pipeline.tune.steps.running import ensure
+from pipeline.tune.steps.running import ensure, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 _AUTO = QuantizationConfig()
 """The settings of graphs of which the configuration says nothing."""
-_REASON = 200
-"""The most characters of what Model Optimizer printed that the screen repeats."""
 
 
 class Library(NamedTuple):
@@ -127,7 +125,7 @@ def foresight_of(project: Project) -> Foresight:
         except StorageError:
             raise
         except ArtifactError as exc:  # what needs the graph fails alone
-            remark = f"which choices change no graph is found by trials: {exc.what}"
+            remark = f"which choices change no graph is found by trials: {reason_of(exc)}"
     targets = {plan.engine_target(item).flavour: item.target for item in engines}
     libraries = {
         flavour: library_of(flavour, plan.gpu(target), BUILDER_CHOICES, f"{project.doit} tune")
@@ -151,7 +149,7 @@ def _proposed(project: Project, graph: Graph) -> str:
     except ArtifactError as exc:
         there = project.paths.proposal(graph)
         stale = f"{there.name} is stale; " if there.is_file() else ""
-        return f"{stale}{exc.what}{': ' if exc.got else ''}{shortened(exc.got, _REASON)}"
+        return f"{stale}{reason_of(exc)}"
     return ""
 
 

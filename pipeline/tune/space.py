@@ -62,7 +62,10 @@ class Space:
     batches: tuple[int, ...]
     """The timed batch sizes, smallest first."""
     left: tuple[tuple[str, str], ...] = ()
-    """The choices that are none here, each with the reason: known before anything is built."""
+    """The choices that are none here, each with the reason: known before anything is built.
+
+    Behind one that others are given stand the graphs that are not: `rewrites.product: convolution (int8)`.
+    """
 
     def contender(self, point: Point) -> Contender | None:
         """Return the contender of a point; None for a point that another plan has."""
@@ -176,14 +179,19 @@ def space_of(plan: Plan, refusal: Refusal = any_choice, routes: Collection[str] 
         refusal: returns the reason why a variant cannot be given a choice, or would not change by it; empty if it can.
         routes: the build routes of the library, each a value of `tensorrt.build_route`.
     """
-    contenders, left = [], dict[tuple[str, str], None]()
+    contenders, left = [], dict[tuple[str, str], dict[str, None]]()
     for variant in plan.variants:
         if _is_point(plan, variant):
             found = _contender(plan, variant, routes)
             reasons = {item: refusal(variant, item.choice) for item in found.options}
             contenders.append(replace(found, options=tuple(item for item in found.options if not reasons[item])))
-            left |= {(item.choice.text, reason): None for item, reason in reasons.items() if reason}
-    return Space(tuple(sorted(contenders, key=_prior)), plan.config.timed_batches, tuple(left))
+            name = variant.graph.value if variant.graph else variant.backend.value
+            for item, reason in reasons.items():
+                if reason:
+                    left.setdefault((item.choice.text, reason), {})[name] = None
+    given = {item.choice.text for found in contenders for item in found.options}
+    told = [(f"{text} ({', '.join(names)})" if text in given else text, why) for (text, why), names in left.items()]
+    return Space(tuple(sorted(contenders, key=_prior)), plan.config.timed_batches, tuple(told))
 
 
 _MIXED = {Graph.INT8: Graph.INT8_MIXED, Graph.INT8_CPU: Graph.INT8_MIXED_CPU, Graph.FP8: Graph.FP8_MIXED}

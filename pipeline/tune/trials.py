@@ -6,7 +6,7 @@ Nothing that missed its gate is ever timed.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ArtifactError, RecordError, StorageError, UsageError
@@ -21,10 +21,10 @@ from pipeline.stages.benchmark.timing import time_together
 from pipeline.tune.records import ScreenedBatch, Trial, TrialVerdict
 from pipeline.tune.space import is_of_graph
 from pipeline.tune.steps.limits import Rest
-from pipeline.tune.steps.running import ensure
+from pipeline.tune.steps.running import ensure, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from model_artifacts.records import Key
@@ -56,6 +56,8 @@ class Trials:
     max_drop: float | None = None
     budget_seconds: float = 0.0
     """The budget of the search. A trial that it has cut is tried again with a larger one alone."""
+    unmade: Mapping[str, str] = field(default_factory=dict)
+    """The variants whose own graph could not be made in this run, with the reasons."""
 
     @property
     def folder(self) -> Path:
@@ -122,7 +124,7 @@ class Trials:
             spent: seconds that were spent for this point before, on the layers' sensitivities.
 
         Raises:
-            ArtifactError: what all points are made from cannot be made, or a file cannot be written.
+            StorageError: a file cannot be written.
         """
         rest = Rest(seconds_left)
         number = max((trial.number for trial in trials), default=0) + 1
@@ -137,15 +139,15 @@ class Trials:
         return self.setups.base.write(self.folder / f"{number:04}.json", trial)
 
     def _tried(self, place: Place, plain: Trial, trials: Sequence[Trial], rest: Rest) -> Trial:
-        """Return the trial; one that has failed if a step that this point alone needs cannot be done."""
+        """Return the trial; one that has failed if a step that the point needs cannot be done."""
+        if not plain.point.choices and (reason := self.unmade.get(plain.point.subject)):
+            return _failed(plain, _headline(reason), rest)
         try:
             return self._judged(place, plain, trials, rest)
         except StorageError:  # of the disk, not of the point
             raise
         except ArtifactError as exc:
-            if not plain.point.choices and not rest.cut:
-                raise  # all other points are made from the same
-            return _failed(plain, _headline(exc.what), rest)
+            return _failed(plain, _headline(reason_of(exc)), rest)
 
     def _judged(self, place: Place, plain: Trial, trials: Sequence[Trial], rest: Rest) -> Trial:
         project, variant = place

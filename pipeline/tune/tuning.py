@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from model_artifacts.errors import ArtifactError, UsageError, storage_errors
+from model_artifacts.errors import ArtifactError, StorageError, UsageError, storage_errors
 from model_artifacts.host.environment import host_memory_bytes, now
 from model_artifacts.host.files import write_bytes
 from model_artifacts.records import Backend, Graph
@@ -30,7 +30,7 @@ from pipeline.tune.search import LATENCY, Objective, Search
 from pipeline.tune.setups import Setups
 from pipeline.tune.space import mixed_of, space_of
 from pipeline.tune.steps.limits import Rest
-from pipeline.tune.steps.running import ensure
+from pipeline.tune.steps.running import ensure, reason_of
 from pipeline.tune.table import (
     answer_lines,
     effect_lines,
@@ -96,9 +96,9 @@ class _Tuning:
     def run(self) -> TuneRecord:
         setups = Setups(self.project)
         contenders = self._contenders()
-        self._prepare(contenders)
+        unmade = self._prepare(contenders)
         search = self._search()
-        store = Trials(setups, self.wishes.max_drop, self.wishes.budget_seconds)
+        store = Trials(setups, self.wishes.max_drop, self.wishes.budget_seconds, unmade)
         trials = store.read()
         if trials:
             write(self.stream, f"going on after {len(trials)} trials of an earlier run")
@@ -138,20 +138,36 @@ class _Tuning:
             streams=benchmark.streams,
         )
 
-    def _prepare(self, contenders: Sequence[Contender]) -> None:
-        """Make what the points are made from: it is the same for `doit`, and counts for no budget."""
-        project, done, rest = self.project, set[Step](), Rest()
+    def _prepare(self, contenders: Sequence[Contender]) -> dict[str, str]:
+        """Make what the points are made from: it is the same for `doit`, and counts for no budget.
+
+        Returns:
+            the variants whose graph cannot be made, or its rounding not be emulated, with the reasons.
+
+        Raises:
+            ArtifactError: no variant has what it is made from.
+            StorageError: the disk is full, or a file cannot be written.
+        """
+        project, done, rest = self.project, dict[Step, ArtifactError | None](), Rest()
         write(self.stream, "preparing the model, its images and its graphs, as far as they are stale")
         variants = [project.plan.variant(item.subject) for item in contenders]
+        errors: dict[str, ArtifactError] = {}
         for variant in variants:
-            for step in project.schedule.dependencies(Step("validate", variant.id)).requires:
-                if step.stage != "build":
+            needed = project.schedule.dependencies(Step("validate", variant.id)).requires
+            graph = (project.plan.graph_step(variant.graph),) if variant.graph else ()
+            try:
+                for step in (*(step for step in needed if step.stage != "build"), *graph):
                     ensure(project, step, rest, done)
-            if variant.graph:
-                ensure(project, project.plan.graph_step(variant.graph), rest, done)
+            except StorageError:  # of the disk, not of the variant
+                raise
+            except ArtifactError as exc:
+                errors[variant.id] = exc
+        if len(errors) == len(variants):
+            raise next(iter(errors.values()))
         for target in dict.fromkeys(variant.target for variant in variants):
             if baseline := project.plan.baseline(target):
                 ensure(project, Step("build", baseline.id), rest, done)
+        return {subject: reason_of(error) for subject, error in errors.items()}
 
     def _explore(self, search: Search, store: Trials, trials: list[Trial]) -> Search:
         """Make the moves of the search, and append each trial. Return the search with all that it has learnt."""

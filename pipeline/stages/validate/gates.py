@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-_EXECUTED = "executed precision"
+_EXECUTED, IN_GRAPH = "executed precision", "precision in the graph"
+"""Checks of the layers' types: of an engine, and of an ONNX file."""
 _TYPED_LAYERS = 0.95
 _QUANTIZED_LAYERS = 0.8
 """The quantiser leaves the last product in floating point, and in fp8 the first convolution. A network may be short."""
@@ -345,6 +346,10 @@ _BEYOND = "a value beyond its range, when emulated"
 _VANISHED = "no value of the outputs is left, when emulated"
 _BEYOND_ADVICE = "the network's own values do not fit this precision"
 _TYPE_ADVICE = "near enough to the network, but the library computes layers in other types (choose another precision)"
+_PROPOSAL_ADVICE = (
+    "near enough to the network, but the places that Model Optimizer proposed leave too many layers in floating point "
+    "(`quantization.placement: auto` has this project's places)"
+)
 _UNKNOWN_ADVICE = "no bound is known for this precision (look at the output of the step `rounding`)"
 _ADVICE = {
     Question.REFERENCE: "the reference is not worth a comparison (look at the weights, `preprocessing` and the images)",
@@ -355,19 +360,26 @@ ORDER = tuple(_ADVICE)
 """The questions in the order in which reasons tell of them."""
 
 
-def reason_of(checks: tuple[GateCheck, ...]) -> str:
-    """Return the reason for a rejection: the question that failed first, and each check of it; empty if all passed."""
+def reason_of(checks: tuple[GateCheck, ...], *, proposed: bool = False) -> str:
+    """Return the reason for a rejection: the question that failed first, and each check of it; empty if all passed.
+
+    Args:
+        checks: the checks.
+        proposed: true if proposed places of Q/DQ pairs leave too many layers in floating point.
+    """
     failed = [check for check in checks if not check.passed]
     for question, advice in _ADVICE.items():
         found = [check for check in failed if check.question is question]
         if found:
             checked = "; ".join(f"{check.metric} {check.value}, gate {check.bound}" for check in found)
-            return f"{_without_bound(found) or _of_other_types(found) or advice}: {checked}"
+            return f"{_without_bound(found) or _of_other_types(found, proposed=proposed) or advice}: {checked}"
     return ""
 
 
-def _of_other_types(failed: list[GateCheck]) -> str:
+def _of_other_types(failed: list[GateCheck], *, proposed: bool) -> str:
     """Return the advice where the types of the layers are all that fails; empty where the numbers fail too."""
+    if proposed and all(check.metric.endswith((_EXECUTED, IN_GRAPH)) for check in failed):
+        return _PROPOSAL_ADVICE
     return _TYPE_ADVICE if all(check.metric.endswith(_EXECUTED) for check in failed) else ""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from model_artifacts.records import Precision, Task
 from pipeline.records import Verdict
 from pipeline.stages.validate.gates import (
+    IN_GRAPH,
     at_most,
     executed_precision,
     judge_finite,
@@ -261,7 +262,7 @@ def judge_run(  # noqa: PLR0913 - a run, and what it is judged by
         checks += judged.checks
     outputs = len(verdicts)
     checks += judge_layers(claimed, ran.layers, left_out=left_out, outputs=outputs)
-    checks += judge_layers(claimed, ran.graph_layers, "precision in the graph", left_out, outputs)
+    checks += judge_layers(claimed, ran.graph_layers, IN_GRAPH, left_out, outputs)
     checks += [check for verdict in verdicts for check in verdict.other_runs]
     if ran.batch is not None:
         checks = [check.model_copy(update={"metric": f"batch {ran.batch}: {check.metric}"}) for check in checks]

@@ -51,7 +51,7 @@ from pipeline.stages.validate.outputs import (
 )
 from pipeline.stages.validate.sizes.judging import judge_boxes, judge_sizes, told_of_sizes
 from pipeline.stages.validate.sizes.runs import run_sizes
-from pipeline.stages.validate.yardsticks import reference_checks, yardstick_for
+from pipeline.stages.validate.yardsticks import is_spared_by_proposal, reference_checks, yardstick_for
 from pipeline.system.isolation import run_isolated
 from pipeline.system.locks import exclusive, shared
 
@@ -167,7 +167,7 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
         toolchain=tools(*_TOOLS),
         variant_id=variant.id,
         outcome=Outcome.DONE,
-        reason=_reason(project, checks, ran.sized, worst, judged),
+        reason=_reason(project, variant, checks, ran.sized, judged),
         evaluator=evaluator(artifact, samples, data.validation_samples),
         accuracy=farthest(worst.compared).accuracy,
         accuracies=tuple(item.accuracy for item in worst.compared) if len(spans) > 1 else (),
@@ -182,16 +182,16 @@ def _validate(project: Project, variant: Variant, key: Key) -> AccuracyReport:
 
 
 def _reason(
-    project: Project, checks: tuple[GateCheck, ...], sized: Sequence[SizedRun], worst: Judged, judged: Sequence[Judged]
+    project: Project, variant: Variant, checks: tuple[GateCheck, ...], sized: Sequence[SizedRun], judged: list[Judged]
 ) -> str:
     """Return the reason for a rejection, with the worst sample of the first output that fails; empty if all passed."""
     told, more = told_of_sizes(checks, sized)
-    reason = reason_of(told) + more
+    reason = reason_of(told, proposed=bool(told) and is_spared_by_proposal(project, variant)) + more
     if not any(not check.passed and check.question is not Question.REFERENCE for check in checks):
         return reason
     pairs = [pair for run in judged for pair in zip(run.compared, run.verdicts, strict=True)]
     failed = [item for item, verdict in pairs if not verdict.passed]
-    item = failed[0] if failed else farthest(worst.compared)
+    item = failed[0] if failed else farthest(worst_of(judged).compared)
     return f"{reason}; {item.span.label('worst sample')}: {_sample(project, item.accuracy.worst_sample)}"
 
 

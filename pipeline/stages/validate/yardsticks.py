@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_artifacts.errors import RunError, listed, one_line
 from model_artifacts.records import PLAIN, OutputForm, Task
+from pipeline.config.quantization import Placement
 from pipeline.config.tasks import require_tolerances
-from pipeline.planning.plan import STRICT_FP32
+from pipeline.planning.plan import QDQ, STRICT_FP32
 from pipeline.stages.common.rows import as_shown, lifted, spans_of
+from pipeline.stages.validate.gates import judge_layers
 from pipeline.stages.validate.judgement import Yardstick, case_of
 from pipeline.stages.validate.outputs import labelled
 from pipeline.stages.validate.reference import judge_reference
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from model_artifacts.records import GateCheck, Io
+    from model_artifacts.records import GateCheck, Io, Variant
     from pipeline.config.settings import Gate
     from pipeline.planning.plan import Arithmetic
     from pipeline.planning.project import Project
@@ -30,6 +32,26 @@ if TYPE_CHECKING:
     from pipeline.stages.validate.detections import Detector
 
     Logits = npt.NDArray[np.float32]
+
+
+def is_spared_by_proposal(project: Project, variant: Variant) -> bool:
+    """Return True if a graph with proposed Q/DQ pairs quantises too few layers for its name, whatever runs it.
+
+    False where that cannot be told: on a machine that has the record of the graph, and not its file, or no onnx.
+    """
+    if variant.graph not in QDQ or project.config.quantization.placement is Placement.AUTO:
+        return False
+    record = project.onnx(variant.graph)
+    path = project.file(record.file)
+    if not path.is_file() or importlib.util.find_spec("onnx") is None:
+        return False
+    import onnx  # noqa: PLC0415 - hosts that run engines may have none
+
+    from pipeline.adapters.onnx_graph import layer_shares  # noqa: PLC0415 - the same
+
+    shares = layer_shares(onnx.load(path))
+    checks = judge_layers(variant.precision, shares, left_out=record.left_layers, outputs=len(record.outputs))
+    return not all(check.passed for check in checks)
 
 
 def function_of(name: str, what: str = "metric") -> Callable[..., object]:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.errors import RunError, SourceError
+from model_artifacts.errors import ArtifactError, RunError, SourceError, shortened
 from pipeline.planning.freshness import is_current, is_reused
 
 if TYPE_CHECKING:
     from pipeline.planning.project import Project
     from pipeline.planning.steps import Step
     from pipeline.tune.steps.limits import Rest
+
+
+_MOST = 200
+"""The most characters of a library's own message in a reason."""
+
+
+def reason_of(error: ArtifactError) -> str:
+    """Return an error as a reason: the failure, and what a library or another program has said."""
+    return f"{error.what}{': ' if error.got else ''}{shortened(error.got, _MOST)}"
 
 
 class Quiet:
@@ -27,7 +36,7 @@ class Quiet:
         self.last_error = text
 
 
-def ensure(project: Project, step: Step, rest: Rest, done: set[Step] | None = None) -> None:
+def ensure(project: Project, step: Step, rest: Rest, done: dict[Step, ArtifactError | None] | None = None) -> None:
     """Run a step and those that it requires, as far as they are stale, each within what is left of the budget.
 
     A build or a validation that fails leaves its record, which tells; a failure of what it is made from is an error.
@@ -36,19 +45,30 @@ def ensure(project: Project, step: Step, rest: Rest, done: set[Step] | None = No
         project: the project.
         step: the step.
         rest: what is left of the budget.
-        done: the steps that are known to be done; those of this call are added.
+        done: the steps that were run or found current, each with its error, which is raised again; those of this call
+            are added.
 
     Raises:
         RunError: a step that this one requires has failed.
         SourceError: a step needs torch, which is not installed.
         ArtifactError: what a step raises.
     """
-    seen = set() if done is None else done
+    seen = {} if done is None else done
     if step in seen:
+        if error := seen[step]:
+            raise error
         return
-    seen.add(step)
-    for earlier in project.schedule.dependencies(step).requires:
-        ensure(project, earlier, rest, seen)
+    try:
+        for earlier in project.schedule.dependencies(step).requires:
+            ensure(project, earlier, rest, seen)
+        _run_if_stale(project, step, rest)
+    except ArtifactError as exc:
+        seen[step] = exc
+        raise
+    seen[step] = None
+
+
+def _run_if_stale(project: Project, step: Step, rest: Rest) -> None:
     if is_current(project, step):
         return
     if is_reused(project, step):

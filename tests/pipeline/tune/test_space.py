@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_artifacts.records import Backend, Host
+from model_artifacts.records import Backend, Graph, Host
 from pipeline.planning.plan import Plan
+from pipeline.tune.foresight import Foresight, idle_pairs
 from pipeline.tune.space import mixed_of, space_of
 from tests.support.hosts import H100, RTX, TRT10, host
 from tests.support.plans import config_of
+from tests.support.quantized_graphs import residual_graph
 
 if TYPE_CHECKING:
     from model_artifacts.records import Variant
@@ -130,6 +132,16 @@ def test_choices_that_are_none_are_told_with_their_reason() -> None:
     space = space_of(plan, lambda _, choice: "no use" if choice.setting.endswith("tactics") else "")
     assert space.left == (("tensorrt.max_num_tactics: 512", "no use"),)
     assert "tensorrt.max_num_tactics" not in settings(space, Backend.TENSORRT)
+
+
+def test_a_choice_that_others_are_given_names_the_graphs_without() -> None:
+    """Without pairs at its pools fp8 stays the same; int8 does not, and tries it."""
+    plan = Plan(config_of(precisions=["int8", "fp8"]), host(H100, flavours=(TRT10,)))
+    reasons = idle_pairs(residual_graph(), [Graph.INT8, Graph.FP8])
+    space = space_of(plan, Foresight(plan, reasons).refusal)
+    assert ("quantization.pools: false (fp8)", "fp8 stays the same") in space.left
+    assert ("quantization.concats: false", "the network has none") in space.left
+    assert "quantization.pools" in settings(space, Backend.TENSORRT)
 
 
 def test_what_the_configuration_has_need_not_be_chosen_before() -> None:

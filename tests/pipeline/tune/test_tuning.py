@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model_artifacts.errors import UsageError
+from model_artifacts.errors import ArtifactError, QuantizeError, RunError, StorageError, UsageError
 from model_artifacts.host.environment import missing_driver
+from model_artifacts.records import Graph
 from pipeline.config.settings import Executor
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
@@ -164,6 +165,52 @@ def test_a_validation_that_the_budget_ends_is_not_the_end(
     (answer,) = record.answers
     assert {standing.point.subject for standing in answer.standings}.isdisjoint({FP32})
     assert record_of(copied_search) == record
+
+
+def test_a_graph_that_cannot_be_made_ends_its_own_variants_alone(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried once, the trial has the reason, and the answer is another's."""
+    asked = []
+
+    def failing(_project: Project, graph: Graph) -> None:
+        asked.append(graph)
+        raise QuantizeError("the graph cannot be quantised", got="a scale is not finite")
+
+    copied_search.paths.onnx_record(Graph.INT8_CPU).unlink()
+    monkeypatch.setattr("pipeline.stages.quantize.stage.make_quantized", failing)
+    stream = io.StringIO()
+    record = tune(copied_search, HOUR._replace(objectives=("memory",)), stream)
+    failed = [trial for trial in trials_of(copied_search) if trial.verdict is TrialVerdict.FAILED]
+    assert [(trial.point.subject, trial.point.choices) for trial in failed] == [(INT8, ())]
+    assert failed[0].reason == "the graph cannot be quantised: a scale is not finite"
+    assert "failed: the graph cannot be quantised" in stream.getvalue()
+    assert asked == [Graph.INT8_CPU]
+    subjects = {standing.point.subject for standing in record.answers[0].standings}
+    assert FP32 in subjects
+    assert INT8 not in subjects
+    monkeypatch.undo()
+    monkeypatch.chdir(REPOSITORY)
+    tune(copied_search, HOUR._replace(objectives=("memory",)), io.StringIO())
+    assert not [trial for trial in trials_of(copied_search) if trial.verdict is TrialVerdict.FAILED]
+
+
+@pytest.mark.parametrize(
+    "error", [RunError("the weights are gone"), StorageError("the disk is full")], ids=["all", "disk"]
+)
+def test_what_all_points_need_ends_the_search(
+    copied_search: Project, monkeypatch: pytest.MonkeyPatch, error: ArtifactError
+) -> None:
+    """So does the disk, whose variant it meets first; nothing is recorded."""
+
+    def failing(*_: object) -> None:
+        raise error
+
+    before = trials_of(copied_search)
+    monkeypatch.setattr("pipeline.tune.tuning.ensure", failing)
+    with pytest.raises(type(error), match=error.what):
+        tune(copied_search, HOUR, io.StringIO())
+    assert trials_of(copied_search) == before
 
 
 def test_finals_that_the_budget_ends_are_not_complete(copied_search: Project) -> None:

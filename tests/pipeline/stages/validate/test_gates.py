@@ -10,6 +10,7 @@ import pytest
 from model_artifacts.records import GateCheck, Graph, LayerShare, Precision, Question, RowCheck
 from pipeline.config.settings import Gate
 from pipeline.stages.validate.gates import (
+    IN_GRAPH,
     Bounds,
     at_most,
     bounds_of,
@@ -98,6 +99,17 @@ def test_rejection_for_types_alone_says_that_the_numbers_are_right() -> None:
     assert reason_of(checks).endswith(reason)
     far = at_most("relative L2", 1.0, 0.1)
     assert reason_of((far, *checks)).startswith("not faithful to the network in this precision")
+
+
+def test_layers_that_a_proposal_leaves_are_its_own_fault() -> None:
+    """Neither the library's nor the host's, unless the numbers fail, too; without one an ONNX file is another's."""
+    few = layers((Precision.INT8, 1), (Precision.FP16, 3))
+    checks = (*judge_layers(Precision.INT8, few), *judge_layers(Precision.INT8, few, IN_GRAPH))
+    reason = reason_of(checks, proposed=True)
+    assert reason.startswith("near enough to the network, but the places that Model Optimizer proposed leave too many")
+    assert reason.endswith("precision in the graph 25.0%, beside 3 layers in fp16, gate ≥ 80% int8")
+    assert reason_of((at_most("relative L2", 1.0, 0.1), *checks), proposed=True).startswith("not faithful")
+    assert reason_of(checks).startswith("not faithful")
 
 
 @pytest.mark.parametrize(

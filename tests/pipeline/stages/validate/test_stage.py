@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model_artifacts.host.environment import now
 from model_artifacts.host.record_files import read_record
 from model_artifacts.records import Graph, Status
 from pipeline.cli.main import main
+from pipeline.planning.keys import make_key
 from pipeline.planning.project import Project
-from pipeline.records import AccuracyReport, Outcome
+from pipeline.planning.steps import Step
+from pipeline.records import AccuracyReport, Outcome, PlacedPair, Proposal
 from pipeline.stages import STAGES
+from pipeline.stages.quantize.stage import fp32_of
 from pipeline.stages.validate.stage import validate_variant
+from pipeline.stages.validate.yardsticks import is_spared_by_proposal
+from pipeline.tune.steps.limits import Rest
+from pipeline.tune.steps.running import ensure
+from tests.support.model_optimizer import placed_by_it
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +62,36 @@ def test_what_may_be_deployed_is_judged_on_every_sample(built: Project) -> None:
     assert len(ready) > 3
     assert {entry.accuracy.samples for entry in ready if entry.accuracy} == {every}
     assert all(not built.plan.variant(entry.id).stands_in for entry in ready)
+
+
+def test_too_few_quantised_layers_are_the_proposals(built_folder: Path, tmp_path: Path) -> None:
+    """Model Optimizer's places leave two of three layers in FP16: no library, build or host has done that."""
+    project = placed_by_it(built_folder, tmp_path / "project")
+    second = [node for node in fp32_of(project).graph.node if node.op_type == "Conv"][1]
+    pairs = tuple(
+        PlacedPair(node=second.name, kind="Conv", input=place, tensor=second.input[place]) for place in (0, 1)
+    )
+    proposal = Proposal(
+        key=make_key(),
+        built_at=now(),
+        graph=Graph.INT8,
+        structure_sha256=project.onnx(Graph.FP32).structure_sha256,
+        model_optimizer="0.47.0",
+        pairs=pairs,
+    )
+    project.write(project.paths.proposal(Graph.INT8), proposal)
+    variant = project.plan.variant("tiny/cpu-x86_64/onnxruntime-int8")
+    ensure(project, Step("validate", variant.id), Rest())
+    report = project.accuracy(variant)
+    assert report.reason.startswith(
+        "near enough to the network, but the places that Model Optimizer proposed leave too"
+    )
+    assert "precision in the graph 33.3%" in report.reason
+    engine = project.plan.variant("tiny/rtx-sm80+/int8-b1-ws16MiB")
+    assert is_spared_by_proposal(project, engine)
+    assert not is_spared_by_proposal(project, project.plan.variant("tiny/cpu-x86_64/onnxruntime-int8-cpu"))
+    project.file(project.onnx(Graph.INT8).file).unlink()  # as on a machine that has the record alone
+    assert not is_spared_by_proposal(project, engine)
 
 
 def test_engines_wait_for_a_gpu(built: Project) -> None:
