@@ -141,7 +141,7 @@ def ours(project: Project, variant: Variant) -> Engine | None:
 def theirs(project: Project, variant: Variant, folder: Path) -> Engine | None:
     """Build an engine of Model Optimizer's file, in the same way as the variant; None if it cannot be built."""
     target = project.plan.engine_target(variant)
-    timings = project.paths.timing_cache(target.flavour, target.flavour_version, target.gpu)
+    timings = project.paths.timing_cache(target.flavour, target.flavour_version, target.gpu, project.config.tensorrt)
     graph = variant.graph or Graph.INT8
     request = replace(request_of(project, variant), onnx=their_file(folder, graph), onnx_opset17=None)
     known = timings.read_bytes() if timings.is_file() else b""

@@ -133,6 +133,8 @@ class BuilderSettings:
             self._set("max_num_tactics", settings.max_num_tactics)
         if settings.avg_timing_iterations is not None:
             self._set("avg_timing_iterations", settings.avg_timing_iterations)
+        if settings.attempt != 1:  # the caller hands over the timings of this attempt alone
+            self._record("attempt", settings.attempt, self._refusals.get("attempt", ""))
         self._tiling()
         if settings.max_aux_streams is not None:
             self._set("max_aux_streams", settings.max_aux_streams)

@@ -75,6 +75,7 @@ _LATER_SETTINGS = (
     "build_route",
     "avg_timing_iterations",
     "batch_parts",
+    "attempt",
 )
 """The build settings that are younger than the first keys. With its default, such a setting is in no key."""
 
@@ -100,6 +101,8 @@ class TensorRTConfig(Record):
     """The most tactics to time where there is a choice. None leaves the number to the library."""
     avg_timing_iterations: Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)] | None = None
     """The runs of a tactic whose mean is its time. None is the library's default, which is 1."""
+    attempt: Annotated[int, Field(strict=True, ge=1, le=INT32_MAX)] = 1
+    """The set of timings to choose tactics by. Each number begins its own: timings vary, and so do the engines."""
     tiling_optimization_level: TilingOptimizationLevel = TilingOptimizationLevel.NONE
     """A higher level searches longer, and may help engines that the memory bandwidth limits."""
     l2_limit_for_tiling: Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(parse_bytes)] = None

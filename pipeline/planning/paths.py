@@ -13,6 +13,7 @@ from model_artifacts.records import sized_name
 if TYPE_CHECKING:
     from model_artifacts.records import EngineFlavour, FileRecord, Gpu, Graph, Variant
     from pipeline.config.axes import Sizes
+    from pipeline.config.tensorrt import TensorRTConfig
     from pipeline.planning.plan import Arithmetic
 
 _RESTART = "benchmark.restart-"
@@ -226,14 +227,17 @@ class Paths:
         return _own_cache("inductor-cache", folder)
 
     def timing_cache(
-        self, flavour: EngineFlavour, version: str, gpu: Gpu | None, iterations: int | None = None
+        self, flavour: EngineFlavour, version: str, gpu: Gpu | None, settings: TensorRTConfig | None = None
     ) -> Path:
         """The timing cache of one version of a flavour on one GPU type, for every model's engines and modules.
 
-        Means of several iterations lie apart: the library would take the times of a single one in their place.
+        Means of several iterations lie apart, and so does each further attempt: the library would take the times of
+        others in place of its own.
         """
-        averaged = f"-avg{iterations}" if iterations and iterations > 1 else ""
-        return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}{averaged}.bin"
+        iterations, attempt = (settings.avg_timing_iterations, settings.attempt) if settings else (None, 1)
+        apart = f"-avg{iterations}" if iterations and iterations > 1 else ""
+        apart += f"-attempt{attempt}" if attempt > 1 else ""
+        return self.root / "timing-cache" / f"{flavour.value}-{version}-{gpu.slug if gpu else 'none'}{apart}.bin"
 
     def runtime_cache(self, variant: Variant) -> Path:
         """The kernels that TensorRT-RTX compiled for this GPU."""

@@ -70,8 +70,9 @@ class Point(Record):
         return found if isinstance(found, int) else None
 
     def with_choice(self, choice: Choice) -> Point:
-        """Return the point with one more choice, in the order of the settings."""
-        choices = sorted((*self.choices, choice), key=lambda item: item.setting)
+        """Return the point with one more choice, or with another value of its setting, in the order of the settings."""
+        others = (item for item in self.choices if item.setting != choice.setting)
+        choices = sorted((*others, choice), key=lambda item: item.setting)
         return self.model_copy(update={"choices": tuple(choices)})
 
     def without_choice(self, choice: Choice) -> Point:

@@ -235,8 +235,9 @@ class Search:
                 continue
             fitting = [item for item in contender.options if self._fits(item, best.point, contender.kind, trials)]
             gains = gains_of(objective, trials)
-            ordered = sorted(fitting, key=lambda item: gains.get(item.choice, 1.0))
-            points = [best.point.with_choice(item.choice) for item in ordered]
+            point = best.point
+            ordered = sorted(fitting, key=lambda item: _promise(item.choice, point, gains))
+            points = [point.with_choice(item.choice) for item in ordered]
             found.append([point for point in points if point not in tried])
         turn = len(trials) % max(len(found), 1)
         turns = [*found[turn:], *found[:turn]]
@@ -246,7 +247,8 @@ class Search:
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
         """Return True if a choice can be added to a point: it is not made, not refused, and stands beside the others.
 
-        Nor has it cost the same variant its gate, or left its graph as it was.
+        Nor has it cost the same variant its gate, or left its graph as it was. It is made if the point has a value of
+        its setting, unless it may take that value's place.
         """
         made = {choice.setting for choice in point.choices}
         refused = {
@@ -259,7 +261,8 @@ class Search:
         if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
             return False
         beside = (not item.needs or item.needs in made) and made.isdisjoint(item.excludes)
-        return beside and item.choice.setting not in {*made, *refused}
+        is_free = item.replaces or item.choice.setting not in made
+        return beside and is_free and item.choice.setting not in refused
 
     def _idle(self, point: Point, trials: Sequence[Trial]) -> set[Choice]:
         """Return the choices that have left the graph of a point as it was, whatever the batch range."""
@@ -300,6 +303,17 @@ def ranking_of(objective: Objective, trials: Sequence[Trial]) -> list[Trial]:
 def best_of(objective: Objective, trials: Sequence[Trial]) -> Trial | None:
     """Return the best trial of an objective that passed; None if none did."""
     return next(iter(ranking_of(objective, trials)), None)
+
+
+def _promise(choice: Choice, point: Point, gains: Mapping[Choice, float]) -> float:
+    """Return the probable ratio of the scores with a choice to those without: 1 for one that was not tried.
+
+    That of a choice that would take another's place is the one to that other.
+    """
+    if choice not in gains:
+        return 1.0
+    known = next((gains.get(item) for item in point.choices if item.setting == choice.setting), None)
+    return gains[choice] / (known or 1.0)
 
 
 def gains_of(objective: Objective, trials: Sequence[Trial]) -> dict[Choice, float]:

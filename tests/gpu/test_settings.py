@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from model_artifacts.records import Graph
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.planning.project import Project
 
 RANGE = "a batch range"
+FIXED = BatchRange(min=2, opt=2, max=2)
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "version_compatible": {"version_compatible": True},
     "refit": {"refit": True},
@@ -36,6 +38,7 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
     "tuning": {
         "max_num_tactics": 4,
         "avg_timing_iterations": 2,
+        "attempt": 2,
         "max_aux_streams": 0,
         "sparse_weights": True,
         "strict_nans": True,
@@ -58,6 +61,44 @@ def timings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def graph_of(project: Project, precision: Precision) -> Graph:
+    """Return the project's graph of a precision."""
+    return next(item.graph for item in project.plan.variants if item.graph and item.graph.precision is precision)
+
+
+def request_of(project: Project, precision: Precision, profile: BatchRange, settings: TensorRTConfig) -> EngineRequest:
+    """Return the description of an engine of the project's graph."""
+    record = project.onnx(graph_of(project, precision))
+    return EngineRequest(
+        onnx=project.file(record.file),
+        onnx_opset17=project.file(record.opset17) if record.opset17 else None,
+        precision=precision,
+        profile=profile,
+        workspace_bytes=2**26,
+        compute_capabilities=project.plan.engine_targets[0].compute_capabilities,
+        gpu=project.plan.host.gpus[0],
+        settings=settings,
+    )
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+def test_a_rebuild_with_its_own_timings_is_the_same_engine(
+    project: Project, flavour: Flavour, precision: Precision
+) -> None:
+    """An attempt begins without timings; a rebuild finds its own, and takes the same tactics."""
+    request = request_of(project, precision, FIXED, TensorRTConfig(attempt=2))
+    if reason := unsupported(flavour, request):
+        pytest.skip(reason)
+    if not (flavour.tunes and flavour.strongly_typed):
+        pytest.skip(f"{flavour} times no tactics, or may take others by the same timings")
+    first = build_engine(flavour, request, BuildLog())
+    again = build_engine(flavour, request, BuildLog(), timings=first.timing_cache)
+    told = [{item.name: item.value for item in engine.settings} for engine in (first, again)]
+    assert [values["timing_cache"] for values in told] == ["from the start", "continued"]
+    assert [values["attempt"] for values in told] == ["2", "2"]
+    assert again.layers_sha256 == first.layers_sha256
+
+
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
 @pytest.mark.parametrize("names", [*PAIRS, EVERY], ids="+".join)
 def test_settings_go_together(
@@ -65,18 +106,9 @@ def test_settings_go_together(
 ) -> None:
     """An engine with two settings, or with all, has a record of each, and keeps its precision's gate."""
     asked = {key: value for name in names for key, value in SETTINGS[name].items()}
-    graph = next(item.graph for item in project.plan.variants if item.graph and item.graph.precision is precision)
-    record, gpu = project.onnx(graph), project.plan.host.gpus[0]
-    request = EngineRequest(
-        onnx=project.file(record.file),
-        onnx_opset17=project.file(record.opset17) if record.opset17 else None,
-        precision=precision,
-        profile=BatchRange(min=1, opt=2, max=4) if RANGE in names else BatchRange(min=2, opt=2, max=2),
-        workspace_bytes=2**26,
-        compute_capabilities=project.plan.engine_targets[0].compute_capabilities,
-        gpu=gpu,
-        settings=TensorRTConfig.model_validate(asked),
-    )
+    graph, gpu = graph_of(project, precision), project.plan.host.gpus[0]
+    profile = BatchRange(min=1, opt=2, max=4) if RANGE in names else FIXED
+    request = request_of(project, precision, profile, TensorRTConfig.model_validate(asked))
     if reason := unsupported(flavour, request):
         pytest.skip(reason)
     engine = build_engine(flavour, request, BuildLog(), timings=timings.read_bytes())

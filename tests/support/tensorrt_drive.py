@@ -67,6 +67,7 @@ SETTINGS = {
         strip_plan=True,
         max_num_tactics=8,
         avg_timing_iterations=2,
+        attempt=2,
         tiling_optimization_level=TilingOptimizationLevel.FULL,
         l2_limit_for_tiling=2**20,
         max_aux_streams=0,

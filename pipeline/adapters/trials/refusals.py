@@ -48,7 +48,8 @@ def refusals(flavour: Flavour, settings: TensorRTConfig) -> dict[str, str]:
     What its library refuses only when it is asked, such as a value, is not known here.
     """
     default = TensorRTConfig()
-    asked = [name for name in ("tactic_sources", *_ATTRIBUTES, *_FLAGS) if _of(settings, name) != _of(default, name)]
+    names = ("tactic_sources", "attempt", *_ATTRIBUTES, *_FLAGS)
+    asked = [name for name in names if _of(settings, name) != _of(default, name)]
     found = {name: next(_reasons(flavour, settings, name), "") for name in asked}
     return {name: reason for name, reason in found.items() if reason}
 

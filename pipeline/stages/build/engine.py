@@ -72,8 +72,7 @@ def _make_engine(project: Project, variant: Variant, key: Key, request: EngineRe
     times_tactics = target.flavour is EngineFlavour.TENSORRT
     if times_tactics and request.gpu is None:
         raise UnsupportedError(missing_gpu())
-    iterations = request.settings.avg_timing_iterations
-    timings = project.paths.timing_cache(target.flavour, target.flavour_version, request.gpu, iterations)
+    timings = project.paths.timing_cache(target.flavour, target.flavour_version, request.gpu, request.settings)
     with exclusive(request.gpu if times_tactics else None):
         began = time.perf_counter()
         former = _former(project, variant, key)

@@ -54,6 +54,7 @@ def test_strict_fp32_is_said_to_be_unsupported(built: Project, flavour: Flavour)
         ("timing_cache", True),
         ("max_num_tactics", 8),
         ("avg_timing_iterations", 8),
+        ("attempt", 2),
         ("tiling_optimization_level", TilingOptimizationLevel.FULL),
         ("l2_limit_for_tiling", 2**20),
         ("sparse_weights", True),

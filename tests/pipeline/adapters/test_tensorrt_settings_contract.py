@@ -37,6 +37,7 @@ def test_every_setting_is_accounted_for(report: Report) -> None:
                 "timing_cache",
                 "max_num_tactics",
                 "avg_timing_iterations",
+                "attempt",
                 "tiling_optimization_level",
                 "l2_limit_for_tiling",
                 "max_aux_streams",

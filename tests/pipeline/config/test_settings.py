@@ -284,6 +284,7 @@ def test_host_without_gpus_has_none_to_name(load: Callable[[str], Config], devic
         ("max_num_tactics: 8", "max_num_tactics", 8),
         ("avg_timing_iterations: 1", "avg_timing_iterations", 1),
         ("batch_parts: 2", "batch_parts", 2),
+        ("attempt: 2", "attempt", 2),
         ("tiling_optimization_level: full", "tiling_optimization_level", TilingOptimizationLevel.FULL),
         ("l2_limit_for_tiling: 4MiB", "l2_limit_for_tiling", 2**22),
         ("l2_limit_for_tiling: 4096", "l2_limit_for_tiling", 4096),
@@ -317,10 +318,7 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
             "optimization_level: -1",
             "3:32: tensorrt.optimization_level: expected at least 0, got -1",
         ),
-        (
-            "optimization_level: true",
-            "3:32: tensorrt.optimization_level: expected a whole number, got true",
-        ),
+        ("optimization_level: true", "3:32: tensorrt.optimization_level: expected a whole number, got true"),
         ("tactic_sources: []", "3:28: tensorrt.tactic_sources: expected at least one entry, got []"),
         ("tactic_sources: cublas", "3:28: tensorrt.tactic_sources: expected a list, got 'cublas'"),
         (
@@ -337,10 +335,7 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
                 "got 'ampere'; did you mean 'ampere_plus'?"
             ),
         ),
-        (
-            "version_compatible: 'yes'",
-            "3:32: tensorrt.version_compatible: expected true or false, got 'yes'",
-        ),
+        ("version_compatible: 'yes'", "3:32: tensorrt.version_compatible: expected true or false, got 'yes'"),
         ("build_timeout_seconds: 0", "3:35: tensorrt.build_timeout_seconds: expected a number above 0, got 0"),
         (
             "tiling_optimization_level: fst",
@@ -351,6 +346,8 @@ def test_build_setting_is_read(load: Callable[[str], Config], text: str, field: 
         ),
         ("max_num_tactics: 0", "3:29: tensorrt.max_num_tactics: expected at least 1, got 0"),
         ("avg_timing_iterations: 0", "3:35: tensorrt.avg_timing_iterations: expected at least 1, got 0"),
+        ("attempt: 0", "3:21: tensorrt.attempt: expected at least 1, got 0"),
+        ("attempt: null", "3:21: tensorrt.attempt: expected a whole number, got null"),
         ("max_aux_streams: -1", "3:29: tensorrt.max_aux_streams: expected at least 0, got -1"),
         (
             "l2_limit_for_tiling: 10%",

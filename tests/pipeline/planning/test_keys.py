@@ -279,6 +279,7 @@ def test_portable_engine_depends_on_no_gpu(built: Project, gpus: tuple[Gpu, ...]
         ("max_num_tactics", 8),
         ("avg_timing_iterations", 8),
         ("batch_parts", 2),
+        ("attempt", 2),
         ("tiling_optimization_level", TilingOptimizationLevel.FULL),
         ("l2_limit_for_tiling", 2**20),
         ("max_aux_streams", 0),

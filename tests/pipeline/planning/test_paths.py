@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_artifacts.records import AxisRange, Backend, BatchRange, EngineFlavour, Graph, Precision, Variant
+from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.planning.paths import Paths
 from tests.support.hosts import H100
 
 PATHS = Paths(Path("artifacts"), "m")
 VARIANT = Variant(model="m", target="rtx-sm80+", backend=Backend.TENSORRT, precision=Precision.FP16, graph=Graph.FP16)
+TIMINGS = partial(PATHS.timing_cache, EngineFlavour.TENSORRT, "8.6.0", None)
 FILES = {
     PATHS.manifest: "manifest.json",
     PATHS.source: "m/source/source.json",
@@ -38,8 +41,10 @@ FILES = {
     PATHS.benchmark(VARIANT): "m/rtx-sm80+/fp16/benchmark.json",
     PATHS.runtime_cache(VARIANT): "m/rtx-sm80+/fp16/runtime.cache",
     PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", H100): "timing-cache/tensorrt-8.6.0-sm90-h100-80gb-hbm3.bin",
-    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None, 1): "timing-cache/tensorrt-8.6.0-none.bin",
-    PATHS.timing_cache(EngineFlavour.TENSORRT, "8.6.0", None, 8): "timing-cache/tensorrt-8.6.0-none-avg8.bin",
+    TIMINGS(TensorRTConfig(avg_timing_iterations=1)): "timing-cache/tensorrt-8.6.0-none.bin",
+    TIMINGS(TensorRTConfig(avg_timing_iterations=8)): "timing-cache/tensorrt-8.6.0-none-avg8.bin",
+    TIMINGS(TensorRTConfig(attempt=2)): "timing-cache/tensorrt-8.6.0-none-attempt2.bin",
+    TIMINGS(TensorRTConfig(avg_timing_iterations=8, attempt=3)): "timing-cache/tensorrt-8.6.0-none-avg8-attempt3.bin",
     PATHS.samples(VARIANT): "m/rtx-sm80+/fp16/benchmark.npz",
     PATHS.restart(VARIANT, 2): "m/rtx-sm80+/fp16/benchmark.restart-2.json",
     PATHS.restart_samples(VARIANT, 2): "m/rtx-sm80+/fp16/benchmark.restart-2.npz",
@@ -54,7 +59,7 @@ def test_layout_is_the_documented_one(path: Path, expected: str) -> None:
 
 def test_no_two_things_share_a_path() -> None:
     """Nothing overwrites another thing."""
-    assert len(FILES) == len(set(FILES.values())) == 27
+    assert len(FILES) == len(set(FILES.values())) == 29
 
 
 def test_variants_folder_is_its_id() -> None:

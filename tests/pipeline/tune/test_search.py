@@ -131,6 +131,26 @@ def test_a_choice_does_not_join_one_that_it_excludes(excludes: tuple[str, ...]) 
     assert (found == tiled.with_choice(STREAMS)) is (not excludes)
 
 
+def test_a_further_attempt_takes_the_place_of_the_one_before() -> None:
+    """It is tried on what the other attempt has made best; another value of another setting is not."""
+    second, third = (Choice(setting="tensorrt.attempt", value=number) for number in (2, 3))
+    others = (Option(LEVEL), Option(LEVEL.model_copy(update={"value": 4})), Option(STREAMS))
+    held = replace(INT8, options=(Option(second, replaces=True), Option(third, replaces=True), *others))
+    search = replace(search_of(), space=Space((held,), BATCHES))
+    tried = (held.point, 1.0), (held.point.with_choice(second), 0.95)
+    trials = [trial_of(number, *item) for number, item in enumerate(tried, start=1)]
+    assert search.next(trials) == held.point.with_choice(third)
+    leveled = held.point.with_choice(third).with_choice(LEVEL)
+    trials.append(trial_of(3, held.point.with_choice(third), 0.9))
+    assert search.next(trials) == leveled
+    trials.append(trial_of(4, leveled, 0.8))
+    assert search.next(trials) == leveled.with_choice(STREAMS)  # the worse of both attempts comes after what is untried
+    trials.append(trial_of(5, leveled.with_choice(STREAMS), 0.9))
+    assert search.next(trials) == leveled.with_choice(second)
+    trials.append(trial_of(6, leveled.with_choice(second), 0.9))
+    assert search.next(trials) is None
+
+
 def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
     """One unsupported trial bars the setting with every value."""
     refused = trial_of(3, INT8.point.with_choice(STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from model_artifacts.errors import UsageError
-from model_artifacts.records import Backend, Graph, Precision
+from model_artifacts.records import Backend, EngineFlavour, Graph, Precision
 from pipeline.config.loading import load_config
 from pipeline.config.quantization import Placement
+from pipeline.config.tensorrt import TensorRTConfig
 from pipeline.planning.folder.owner import check_owner, claim
 from pipeline.planning.freshness import is_current
 from pipeline.planning.keys import key_of
@@ -68,6 +70,19 @@ def test_a_choice_has_a_folder_whose_model_and_graphs_are_those_of_the_configura
     before, now = ({field.name: field.value for field in key_of(at, step).fields} for at in (setups.base, project))
     assert {name for name in before if before[name] != now[name]} == {"settings"}
     assert not is_current(project, step)
+
+
+def test_points_of_one_attempt_share_its_timings_with_the_configuration(setups: Setups) -> None:
+    """So the winner's own pipeline.yaml, in the configuration's folder, finds the timings that its engine had."""
+    attempt = Choice(setting="tensorrt.attempt", value=2)
+    caches = []
+    for choices in ((attempt,), (attempt, STREAMS), (STREAMS,)):
+        project = setups.project(choices)
+        settings = project.config.tensorrt
+        caches.append(project.paths.timing_cache(EngineFlavour.TENSORRT, "10.6.0", None, settings).resolve())
+    at_base = partial(setups.base.paths.timing_cache, EngineFlavour.TENSORRT, "10.6.0", None)
+    assert caches == [at_base(TensorRTConfig(attempt=number)).resolve() for number in (2, 2, 1)]
+    assert len(set(caches)) == 2
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ def test_a_graph_that_stands_in_on_a_processor_is_no_point() -> None:
 def test_each_flavour_has_the_settings_that_it_applies() -> None:
     """TensorRT-RTX times no tactics, and ONNX Runtime has no builder."""
     datacenter = space_of(Plan(config_of(**MATRIX), host(H100, flavours=(TRT10,))))
-    assert "tensorrt.tiling_optimization_level" in settings(datacenter, Backend.TENSORRT)
+    assert {"tensorrt.tiling_optimization_level", "tensorrt.attempt"} <= settings(datacenter, Backend.TENSORRT)
+    engine = next(item for item in datacenter.contenders if item.kind == Backend.TENSORRT.value)
+    further = [(item.choice.setting, item.choice.value) for item in engine.options if item.replaces]
+    assert further == [("tensorrt.attempt", 2), ("tensorrt.attempt", 3)]
     assert settings(datacenter, Backend.ONNXRUNTIME) == set()
     assert settings(datacenter, Backend.DYNAMO) == {
         "torch_tensorrt.optimization_level",

@@ -23,8 +23,9 @@ def test_default_settings_are_never_refused() -> None:
     """Nothing was asked for."""
     flavour = load_flavour(EngineFlavour.TENSORRT_RTX)
     assert refusals(flavour, TensorRTConfig()) == {}
-    asked = TensorRTConfig(max_aux_streams=0, refit=True, strict_nans=True)
-    assert refusals(flavour, asked) == {"strict_nans": f"{flavour} builds ahead of time, and has no use for it"}
+    asked = TensorRTConfig(max_aux_streams=0, refit=True, strict_nans=True, attempt=2)
+    reason = f"{flavour} builds ahead of time, and has no use for it"
+    assert refusals(flavour, asked) == {"strict_nans": reason, "attempt": reason}
 
 
 def test_each_value_but_the_default_is_a_route() -> None:

@@ -266,9 +266,9 @@ def _built(_: EngineFlavour, request: EngineRequest, __: Path) -> BuiltEngine:
 
 
 def _timed(name: EngineFlavour, request: EngineRequest, timings: Path) -> BuiltEngine:
-    """Stand in for a builder that adds its number of iterations to the timings that it finds."""
+    """Stand in for a builder that adds its numbers of iterations and of the attempt to the timings that it finds."""
     found = timings.read_bytes() if timings.is_file() else b""
-    times = found + b"%d " % (request.settings.avg_timing_iterations or 1)
+    times = found + b"%d/%d " % (request.settings.avg_timing_iterations or 1, request.settings.attempt)
     return replace(_built(name, request, timings), timing_cache=times)
 
 
@@ -356,15 +356,21 @@ def test_another_structure_is_built_again(tuned: Project) -> None:
     assert "refitted" not in {setting.name for setting in artifact.settings}
 
 
-def test_timings_of_other_iterations_are_not_taken(tuned: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build with more iterations times tactics itself, and its times serve only builds with the same number."""
+def test_timings_of_other_iterations_or_attempts_are_not_taken(tuned: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build with another number of either times tactics itself; its times serve only builds with both numbers."""
     monkeypatch.setattr("pipeline.stages.build.engine._build", _timed)
-    for number in (None, 8, 1, 8):
-        settings = tuned.config.tensorrt.model_copy(update={"avg_timing_iterations": number})
-        config = tuned.config.model_copy(update={"tensorrt": settings})
+    for iterations, attempt in ((None, 1), (8, 1), (1, 1), (8, 1), (None, 2), (8, 2), (1, 2), (None, 3)):
+        values = {"avg_timing_iterations": iterations, "attempt": attempt}
+        config = tuned.config.model_copy(update={"tensorrt": tuned.config.tensorrt.model_copy(update=values)})
         build(Project(replace(tuned.plan, config=config), tuned.paths, STAGES), TUNED)
     files = sorted((tuned.paths.root / "timing-cache").glob("tensorrt-*.bin"))
-    assert {path.stem.rpartition("-")[2]: path.read_bytes() for path in files} == {"hbm3": b"1 1 ", "avg8": b"8 8 "}
+    assert {path.stem.partition("hbm3")[2]: path.read_bytes() for path in files} == {
+        "": b"1/1 1/1 ",
+        "-avg8": b"8/1 8/1 ",
+        "-attempt2": b"1/2 1/2 ",
+        "-avg8-attempt2": b"8/2 ",
+        "-attempt3": b"1/3 ",
+    }
 
 
 def former(**changes: object) -> Artifact:
