@@ -6,6 +6,7 @@ it. On an H200 two parts of 128 images take 0.973 × the time of the engine for 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,8 +135,13 @@ class SplitContext:
             cuda.check(runtime.cudaStreamWaitEvent(stream, ended.handle, 0))
 
     def layers(self) -> tuple[EngineLayer, ...]:
-        """Return the engine's layers from its inspector, for one part."""
-        return self._contexts[0].layers()
+        """Return the engine's layers from its inspector, with the shapes of the whole batch."""
+        return tuple(replace(layer, shape=self._of_all(layer.shape)) for layer in self._contexts[0].layers())
+
+    def _of_all(self, shape: str) -> str:
+        """Return a shape such as `64x10` with the rows of all parts."""
+        rows, cross, others = shape.partition("x")
+        return f"{int(rows) * len(self._contexts)}{cross}{others}" if rows.isdecimal() else shape
 
     def time_layers(self, stream: int, runs: int) -> dict[str, float]:
         """Run the parts one after the other, and return each layer's time of them all, in milliseconds.

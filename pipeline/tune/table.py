@@ -185,7 +185,7 @@ def floor_lines(profile: LayerProfile, floors: Sequence[LayerFloor], strangers: 
     total = sum(item.layer.median_us for item in floors)
     least = sum(item.floor_us for item in floors)
     lines = [
-        f"layers, batch {profile.batch}: {total:,.1f} us; their floors together {least:,.1f} us",
+        f"layers, batch {profile.batch}, timed one by one: {total:,.1f} us; their floors {least:,.1f} us",
         f"{'us':>9}{'floor':>9}{'left':>9}  {'by':<11}{'type':<6}layer",
     ]
     for item in floors[:_MOST_LAYERS]:

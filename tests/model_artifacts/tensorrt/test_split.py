@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from model_artifacts.errors import RunError
 from model_artifacts.records import BatchRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
+from model_artifacts.tensorrt.inspector import EngineLayer
 from model_artifacts.tensorrt.split import SplitContext, of_all_parts, part_obstacle
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100
@@ -81,6 +83,17 @@ def test_parts_of_overlapping_batches_have_their_own_rows(engine: Any, gpu: Fake
             before = {50: 0, 3: 50}[first]
             np.testing.assert_array_equal(overlap.result(), logits(before))
     assert gpu.idle
+
+
+@pytest.mark.usefixtures("gpu")
+def test_layers_have_the_shapes_of_the_whole_batch() -> None:
+    """Their arithmetic beside the time of all parts would otherwise be that of one. Unknown shapes stay so."""
+    shapes = ("4x64x8x8", "4", "", "batchx8")
+    layers = tuple(EngineLayer(f"layer {number}", "gemm", "", None, shape) for number, shape in enumerate(shapes))
+    part: Any = SimpleNamespace(layers=lambda: layers, release=lambda: None)
+    split = SplitContext([part] * PARTS, {})
+    assert [layer.shape for layer in split.layers()] == ["12x64x8x8", "12", "", "batchx8"]
+    split.release()
 
 
 def test_layers_are_timed_in_all_parts(engine: Any) -> None:

@@ -234,6 +234,6 @@ def test_floors_and_strangers_have_lines() -> None:
     layer = LayerTime(name="conv1", kind="conv", precision=Precision.FP16, tactic="kernel", median_us=10.0, share=1.0)
     profile = LayerProfile(key=Key(fields=()), built_at=NOW, variant_id="m/gpu/x", outcome=Outcome.DONE, batch=64)
     lines = floor_lines(profile, [LayerFloor(layer, 4.0, "bytes")], [layer])
-    assert lines[0] == "layers, batch 64: 10.0 us; their floors together 4.0 us"
+    assert lines[0] == "layers, batch 64, timed one by one: 10.0 us; their floors 4.0 us"
     assert lines[2].split() == ["10.0", "4.00", "6.0", "bytes", "fp16", "conv1"]
     assert lines[3] == "in fp16, not as asked: conv1 (kernel)"
