@@ -152,12 +152,12 @@ def idle_pairs(model: onnx.ModelProto, graphs: Collection[Graph]) -> dict[tuple[
 
 def idle_rewrites(model: onnx.ModelProto) -> dict[Choice, str]:
     """Return the choices of rewrites that leave a network's FP32 graph as it is, with the reasons."""
-    from pipeline.stages.export.rewrites import LACKS, rewrite  # noqa: PLC0415 - onnx is slow
+    from pipeline.stages.export.rewrites import lack, rewrite  # noqa: PLC0415 - onnx is slow
 
     names = {choice: choice.setting.rpartition(".")[2] for choice in REWRITE_CHOICES}
     values = {choice: choice.value for choice in REWRITE_CHOICES if isinstance(choice.value, int | str)}
     return {
-        choice: LACKS[names[choice]]
+        choice: lack(names[choice], value)
         for choice, value in values.items()
         if not rewrite(model, names[choice], value).nodes
     }
