@@ -53,12 +53,14 @@ ROUNDS, RUNS, MILLISECONDS = 15, 20, 25.0
 
 PLAIN = "plain"
 CONVOLUTION = option("rewrites.product", "convolution").choice
+POOLED = option("rewrites.product", "pooled").choice
 INT8_LAST = option("quantization.last", True).choice  # noqa: FBT003 - the setting's value
 HALF_HEAD = option("quantization.head", "float16").choice
 BOTH = (Precision.FP16, Precision.INT8)
 POINTS: tuple[tuple[str, tuple[Choice, ...], tuple[Precision, ...]], ...] = (
     (PLAIN, (), BOTH),
     ("product as convolution", (CONVOLUTION,), BOTH),
+    ("pooled", (POOLED,), BOTH),
     ("4 channels", (option("rewrites.channels", 4).choice,), BOTH),
     ("8 channels", (option("rewrites.channels", 8).choice,), BOTH),
     ("pool without pairs", (option("quantization.pools", False).choice,), BOTH[1:]),  # noqa: FBT003 - the same
@@ -66,6 +68,7 @@ POINTS: tuple[tuple[str, tuple[Choice, ...], tuple[Precision, ...]], ...] = (
     ("convolution in fp16", (HALF_HEAD, CONVOLUTION), BOTH[1:]),
     ("product in int8", (INT8_LAST,), BOTH[1:]),
     ("convolution in int8", (INT8_LAST, CONVOLUTION), BOTH[1:]),
+    ("pooled in int8", (INT8_LAST, POOLED), BOTH[1:]),
 )
 """The name of each point, its choices, and the precisions that have it."""
 

@@ -195,12 +195,12 @@ def idle_rewrites(model: onnx.ModelProto, chosen: Collection[str] = ()) -> dict[
         chosen: the rewrites that the configuration has made in it, by their names. Another value of one is made from
             the graph without it, so that this one does not tell.
     """
-    from pipeline.stages.export.rewrites import LACKS, rewrite  # noqa: PLC0415 - onnx is slow
+    from pipeline.stages.export.rewrites import lack, rewrite  # noqa: PLC0415 - onnx is slow
 
     names = {choice: choice.setting.rpartition(".")[2] for choice in REWRITE_CHOICES}
     values = {choice: choice.value for choice in REWRITE_CHOICES if isinstance(choice.value, int | str)}
     return {
-        choice: LACKS[names[choice]]
+        choice: lack(names[choice], value)
         for choice, value in values.items()
         if names[choice] not in chosen and not rewrite(model, names[choice], value).nodes
     }

@@ -130,6 +130,7 @@ BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})
 _PLACEMENT = "quantization.placement"
 _REWRITES = (
     option("rewrites.product", "convolution", 1.5)._replace(excludes=(_PLACEMENT,)),
+    option("rewrites.product", "pooled", 1.5)._replace(excludes=(_PLACEMENT,)),
     option("rewrites.channels", 4, 1.5)._replace(excludes=(_PLACEMENT,)),
     option("rewrites.channels", 8, 1.5)._replace(excludes=(_PLACEMENT,)),
 )

@@ -1,19 +1,22 @@
-"""The tools of all rewrites: layers, readers, constants and free names of a graph."""
+"""The tools of all rewrites: layers, readers, shapes, constants and free names of a graph."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
+from pipeline.adapters.onnx_graph import without_weights
 from pipeline.adapters.onnx_rewrites import nodes_of, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     import numpy as np
     import numpy.typing as npt
+
+    Shapes = Mapping[str, tuple[int | None, ...]]
 
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 """Operators that multiply by weights."""
@@ -62,6 +65,24 @@ def ancestors(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
 def _with_inner(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return a node with those of the graphs in its attributes."""
     return [*nodes_of(onnx.GraphProto(node=[node]))]
+
+
+def number_of(node: onnx.NodeProto, name: str, default: float) -> float:
+    """Return a number among a node's attributes."""
+    found = [helper.get_attribute_value(item) for item in node.attribute if item.name == name]
+    return float(found[0]) if found else default
+
+
+def shapes_of(model: onnx.ModelProto) -> Shapes:
+    """Return the shapes of all tensors that are known; None stands for a size that is not."""
+    graph = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True).graph
+    return {
+        value.name: tuple(
+            dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
+        )
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import onnx
 from onnx import helper, numpy_helper
 
-from pipeline.adapters.onnx_graph import without_weights
 from pipeline.adapters.rewrites.common import (
     LAYERS,
     Rewritten,
@@ -23,7 +21,9 @@ from pipeline.adapters.rewrites.common import (
     free_name,
     free_node_name,
     makers_of,
+    number_of,
     read_names,
+    shapes_of,
     weights_of,
 )
 
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     import numpy.typing as npt
+    import onnx
 
-    Shapes = Mapping[str, tuple[int | None, ...]]
+    from pipeline.adapters.rewrites.common import Shapes
 
 PRODUCT = "a matrix product, written as a convolution"
 """The note on a convolution that was a product, which tells it from those that the network has itself."""
-_MOVES = {"Identity", "Flatten", "Reshape", "Squeeze"}
+MOVES = {"Identity", "Flatten", "Reshape", "Squeeze"}
 """Operators that leave the order of the values as it is."""
 _PIXEL = (1, 1)
 """Height and width of what a global pool gives."""
@@ -73,7 +74,7 @@ def last_products(model: onnx.ModelProto) -> tuple[Product, ...]:
     candidates = [node for node in graph.node if _is_plain(node) and node.output[0] not in behind]
     if not candidates:
         return ()
-    shapes = _shapes(model)
+    shapes = shapes_of(model)
     found = (_product(graph, shapes, node) for node in candidates)
     return tuple(item for item in found if item is not None)
 
@@ -94,31 +95,16 @@ def as_convolutions(model: onnx.ModelProto) -> Rewritten:
         _keep_axes(graph, name)
     found = last_products(model)
     for product in found:
-        _rewrite(graph, product)
+        weights = np.ascontiguousarray(product.weights)[:, :, None, None]
+        replace_product(graph, product, product.pooled, weights)
     return Rewritten(model, tuple(product.node.name for product in found))
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
     """Return True for a product that reads its first tensor as it is."""
-    return not node.domain and (node.op_type == "MatMul" or (node.op_type == "Gemm" and not _number(node, "transA", 0)))
-
-
-def _number(node: onnx.NodeProto, name: str, default: float) -> float:
-    """Return a number among a node's attributes."""
-    found = [helper.get_attribute_value(item) for item in node.attribute if item.name == name]
-    return float(found[0]) if found else default
-
-
-def _shapes(model: onnx.ModelProto) -> Shapes:
-    """Return the shapes of all tensors that are known; None stands for a size that is not."""
-    graph = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True).graph
-    return {
-        value.name: tuple(
-            dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
-        )
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
+    if node.domain:
+        return False
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not number_of(node, "transA", 0))
 
 
 def _product(graph: onnx.GraphProto, shapes: Shapes, node: onnx.NodeProto) -> Product | None:
@@ -128,7 +114,7 @@ def _product(graph: onnx.GraphProto, shapes: Shapes, node: onnx.NodeProto) -> Pr
     if tensor is None or len(tensor.dims) != 2:  # noqa: PLR2004 - a matrix
         return None
     weights = numpy_helper.to_array(tensor)
-    if node.op_type == "MatMul" or not _number(node, "transB", 0):
+    if node.op_type == "MatMul" or not number_of(node, "transB", 0):
         weights = weights.T
     outputs, channels = weights.shape
     pooled = _pooled(graph, shapes, node.input[0], channels)
@@ -142,8 +128,8 @@ def _product(graph: onnx.GraphProto, shapes: Shapes, node: onnx.NodeProto) -> Pr
         bias = _as_bias(constants.get(third), outputs)
         if bias is None:
             return None
-        bias = _times(bias, _number(node, "beta", 1))
-    return Product(node, pooled, _times(weights, _number(node, "alpha", 1)), bias, node.output[0])
+        bias = times(bias, number_of(node, "beta", 1))
+    return Product(node, pooled, times(weights, number_of(node, "alpha", 1)), bias, node.output[0])
 
 
 def _pooled(graph: onnx.GraphProto, shapes: Shapes, name: str, channels: int) -> str | None:
@@ -152,24 +138,25 @@ def _pooled(graph: onnx.GraphProto, shapes: Shapes, name: str, channels: int) ->
         return None
     makers = makers_of(graph)
     node = makers.get(name)
-    while node is not None and node.op_type in _MOVES:
+    while node is not None and node.op_type in MOVES:
         name = node.input[0]
         if shapes.get(name, ())[1:] == (channels, *_PIXEL):
             return name
         node = makers.get(name)
-    return name if node is not None and _drops_axes(graph, shapes, node) else None
+    is_mean = node is not None and _drops_axes(graph, shapes, node)
+    return name if is_mean and shapes.get(name, ())[1:] == (channels,) else None
 
 
 def _drops_axes(graph: onnx.GraphProto, shapes: Shapes, node: onnx.NodeProto) -> bool:
     """Return True for a mean over height and width that leaves out these axes."""
-    if (
-        node.op_type != "ReduceMean"
-        or _number(node, "keepdims", 1)
-        or len(shapes.get(node.input[0], ())) != len("NCHW")
-    ):
-        return False
-    given = [item.ints for item in node.attribute if item.name == "axes"]
-    given += [numpy_helper.to_array(item) for item in graph.initializer if item.name in node.input[1:]]
+    is_mean = node.op_type == "ReduceMean" and not number_of(node, "keepdims", 1)
+    return is_mean and len(shapes.get(node.input[0], ())) == len("NCHW") and is_over_image(graph, node)
+
+
+def is_over_image(graph: onnx.GraphProto, mean: onnx.NodeProto) -> bool:
+    """Return True if a `ReduceMean` of an NCHW tensor is over height and width, and over nothing else."""
+    given = [item.ints for item in mean.attribute if item.name == "axes"]
+    given += [numpy_helper.to_array(item) for item in graph.initializer if item.name in mean.input[1:]]
     return any({int(axis) % len("NCHW") for axis in axes} == {2, 3} for axes in given)
 
 
@@ -197,7 +184,7 @@ def _as_bias(tensor: onnx.TensorProto | None, outputs: int) -> npt.NDArray[Any] 
     return values.reshape(outputs) if values.shape[-1:] == (outputs,) and values.size == outputs else None
 
 
-def _times(values: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
+def times(values: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
     """Return values times a factor, in their own type."""
     return values if factor == 1 else (values.astype(np.float64) * factor).astype(values.dtype)
 
@@ -205,7 +192,7 @@ def _times(values: npt.NDArray[Any], factor: float) -> npt.NDArray[Any]:
 def _keep_axes(graph: onnx.GraphProto, name: str) -> None:
     """Let a mean that leaves out its axes keep them, and flatten its result, in place."""
     node = makers_of(graph).get(name)  # none makes an input of the graph
-    if node is None or node.op_type != "ReduceMean" or _number(node, "keepdims", 1):
+    if node is None or node.op_type != "ReduceMean" or number_of(node, "keepdims", 1):
         return
     kept = [item for item in node.attribute if item.name != "keepdims"]
     del node.attribute[:]
@@ -215,19 +202,25 @@ def _keep_axes(graph: onnx.GraphProto, name: str) -> None:
     graph.node.insert(list(graph.node).index(node) + 1, flat)
 
 
-def _rewrite(graph: onnx.GraphProto, product: Product) -> None:
-    """Replace a product, in place."""
+def replace_product(graph: onnx.GraphProto, product: Product, image: str, kernel: npt.NDArray[Any]) -> None:
+    """Replace a product by a convolution of an image with a kernel as large, in place.
+
+    Args:
+        graph: the graph.
+        product: one of its products. The new layer has its name.
+        image: the tensor that the convolution reads. The first inputs of nodes lead from the product to it.
+        kernel: the weights, (outputs, channels, height, width).
+    """
     node = product.node
-    weights = np.ascontiguousarray(product.weights)[:, :, None, None]
-    names = [product.pooled, add_constant(graph, f"{node.input[1]}_convolution", weights)]
+    names = [image, add_constant(graph, f"{node.input[1]}_convolution", kernel)]
     if product.bias is not None:
         names.append(add_constant(graph, f"{product.result}_bias", product.bias))
     pixel = free_name(graph, f"{product.result}_pixel")
-    convolution = helper.make_node("Conv", names, [pixel], node.name, PRODUCT, kernel_shape=_PIXEL)
+    convolution = helper.make_node("Conv", names, [pixel], node.name, PRODUCT, kernel_shape=kernel.shape[2:])
     flat_name = free_node_name(graph, f"{node.name}_flatten")
     flat = helper.make_node("Flatten", [pixel], [product.result], flat_name, axis=1)
     makers, unread, name = makers_of(graph), [node.output[0]], node.input[0]
-    while name != product.pooled:
+    while name != image:
         unread += makers[name].output
         name = makers[name].input[0]
     place = list(graph.node).index(node)
@@ -236,4 +229,4 @@ def _rewrite(graph: onnx.GraphProto, product: Product) -> None:
         graph.node.remove(gone)
     graph.node.insert(place, flat)
     graph.node.insert(place, convolution)
-    drop_unread(graph, [item for item in unread if item != product.pooled])
+    drop_unread(graph, [item for item in unread if item != image])

@@ -34,16 +34,16 @@ def _parse_product(value: object) -> object:
     """
     if value is None or value == "auto":
         return None
-    if value == "convolution":
+    if value in {"convolution", "pooled"}:
         return value
-    raise ValueError(f"expected auto or convolution, got {in_yaml(value)}")
+    raise ValueError(f"expected auto, convolution or pooled, got {in_yaml(value)}")
 
 
 class RewritesConfig(Record):
     """The rewrites of the exported graphs. None, written `auto`, leaves a part as the exporter writes it."""
 
-    product: Annotated[Literal["convolution"] | None, BeforeValidator(_parse_product)] = None
-    """The last products behind a global pool as convolutions of 1 by 1."""
+    product: Annotated[Literal["convolution", "pooled"] | None, BeforeValidator(_parse_product)] = None
+    """The last products behind a global pool as convolutions: of 1 by 1, or as large as the image, with the pool."""
     channels: Annotated[Literal[4, 8, 16, 32] | None, BeforeValidator(_parse_channels)] = None
     """The input channels of the first convolutions, with zeros behind the image's own."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from model_artifacts.errors import ExportError
 from pipeline.adapters.rewrites.channels import padded
+from pipeline.adapters.rewrites.pools import with_pools
 from pipeline.adapters.rewrites.products import as_convolutions
 
 if TYPE_CHECKING:
@@ -14,11 +15,18 @@ if TYPE_CHECKING:
     from pipeline.adapters.rewrites.common import Rewritten
     from pipeline.config.graphs.rewrites import RewritesConfig
 
-LACKS = {
-    "product": "no product of a global pool's output by constants stands last in front of an output",
+_LACKS = {
+    "convolution": "no product of a global pool's output by constants stands last in front of an output",
+    "pooled": "no product by constants of the mean over an image, whose height and width are known and do not vary, "
+    "stands last in front of an output",
     "channels": "no first convolution of an image reads fewer channels",
 }
-"""The reason of each rewrite that leaves a graph as it is."""
+"""The reason of each rewrite that leaves a graph as it is: by the form of a product, or by the setting."""
+
+
+def lack(name: str, value: int | str) -> str:
+    """Return the reason of a rewrite, which `rewrite` takes, that leaves a graph as it is."""
+    return _LACKS[str(value) if name == "product" else name]
 
 
 def rewrite(model: onnx.ModelProto, name: str, value: int | str) -> Rewritten:
@@ -29,7 +37,9 @@ def rewrite(model: onnx.ModelProto, name: str, value: int | str) -> Rewritten:
         name: a setting of `rewrites`.
         value: its value.
     """
-    return padded(model, int(value)) if name == "channels" else as_convolutions(model)
+    if name == "channels":
+        return padded(model, int(value))
+    return with_pools(model) if value == "pooled" else as_convolutions(model)
 
 
 def rewritten(model: onnx.ModelProto, settings: RewritesConfig) -> onnx.ModelProto:
@@ -42,7 +52,7 @@ def rewritten(model: onnx.ModelProto, settings: RewritesConfig) -> onnx.ModelPro
         found = rewrite(model, name, value)
         if not found.nodes:
             raise ExportError(
-                f"rewrites.{name}: {LACKS[name]}, so that the graph would stay as it is",
+                f"rewrites.{name}: {lack(name, value)}, so that the graph would stay as it is",
                 expected="auto",
                 got=str(value),
                 fix=f"remove `{name}` from `rewrites`",

@@ -177,6 +177,16 @@ def without_fp8_kernels(model: onnx.ModelProto) -> list[str]:
     ]
 
 
+def left_for_kernels(graph: Graph, model: onnx.ModelProto) -> list[str]:
+    """Return the names of the layers that a graph leaves in floating point for want of kernels.
+
+    A last product that was rewritten as a convolution is none of them: it stays so by itself.
+    """
+    products = {node.name for node in model.graph.node if is_product(node)}
+    lacking = without_fp8_kernels(model) if graph.precision is Precision.FP8 else []
+    return [name for name in lacking if name not in products]
+
+
 def _groups(convolution: onnx.NodeProto) -> int:
     return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 

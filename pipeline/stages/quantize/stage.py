@@ -33,7 +33,7 @@ from pipeline.stages.quantize.calibrated import Calibrated
 from pipeline.stages.quantize.calibration import Images, Kept, kept_arrays
 from pipeline.stages.quantize.groups import left_by, members
 from pipeline.stages.quantize.heads import half_heads
-from pipeline.stages.quantize.placement import left_by_proposal, outer_layers, without_fp8_kernels
+from pipeline.stages.quantize.placement import left_by_proposal, left_for_kernels, outer_layers
 from pipeline.stages.quantize.placing import check_placed, place_pairs, proposed_pairs
 from pipeline.stages.quantize.rewriting import (
     QUANTIZED_OPERATORS,
@@ -132,7 +132,7 @@ def make_quantized(project: Project, graph: Graph) -> OnnxRecord:
 def _left_layers(forms: _Forms, graph: Graph, left: Collection[str]) -> int:
     """Return the number of layers in floating point for the configuration, or for want of kernels."""
     model = forms.model
-    names = {*left, *forms.left, *(without_fp8_kernels(model) if graph.precision is Precision.FP8 else ())}
+    names = {*left, *forms.left, *left_for_kernels(graph, model)}
     return sum(node.op_type in QUANTIZED_OPERATORS for node in model.graph.node if node.name in names)
 
 

@@ -154,13 +154,15 @@ def test_another_number_of_channels_than_the_configurations_is_a_choice() -> Non
 
 def test_rewrites_of_what_the_network_lacks_are_no_choices() -> None:
     """The residual network's last product reads an activation; its first convolution reads three channels."""
-    product, channels = (
+    product, pooled, channels = (
         Choice(setting="rewrites.product", value="convolution"),
+        Choice(setting="rewrites.product", value="pooled"),
         Choice(setting="rewrites.channels", value=4),
     )
     foresight = Foresight(PLAN, rewrites=idle_rewrites(residual_graph()))
     engine = variant_of(Graph.FP32, "tensorrt")
     assert foresight.refusal(engine, product).startswith("no product of a global pool's output")
+    assert foresight.refusal(engine, pooled).startswith("no product by constants of the mean over an image")
     assert foresight.refusal(engine, channels) == ""
     assert idle_rewrites(short_graph("conv", "product")) == {}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import RULE, Ranking, Repair, Screen
 from pipeline.tune.search import Objective, Search, best_of, gains_of, ranking_of
-from pipeline.tune.space import Contender, Mixed, Option, Space
+from pipeline.tune.space import REWRITE_CHOICES, Contender, Mixed, Option, Space
 from tests.support.searches import (
     BATCHES,
     LAYERS,
@@ -94,6 +94,22 @@ def test_then_the_best_gets_one_choice_more() -> None:
     """A choice is added to the fastest point, not to another."""
     trials = [trial_of(1, INT8.point, 2.0), trial_of(2, FP16.point, 1.0)]
     assert search_of().next(trials) == FP16.point.with_choice(STREAMS)
+
+
+@pytest.mark.parametrize(("milliseconds", "added"), [(1.0, "channels"), (3.0, "pooled")], ids=["faster", "slower"])
+def test_values_of_one_setting_are_alternatives(milliseconds: float, added: str) -> None:
+    """Each other form of a product is tried in place of a slower one, and never on top of one."""
+    convolution, pooled, channels = (
+        Choice(setting="rewrites.product", value="convolution"),
+        Choice(setting="rewrites.product", value="pooled"),
+        Choice(setting="rewrites.channels", value=4),
+    )
+    assert {convolution, pooled, channels} <= {*REWRITE_CHOICES}
+    options = tuple(Option(choice) for choice in (convolution, pooled, channels))
+    search = search_of(space=Space((replace(INT8, options=options),), BATCHES))
+    trials = [trial_of(1, INT8.point, 2.0), trial_of(2, INT8.point.with_choice(convolution), milliseconds)]
+    expected = {"channels": trials[1].point.with_choice(channels), "pooled": INT8.point.with_choice(pooled)}
+    assert search.next(trials) == expected[added]
 
 
 def test_a_choice_that_helped_comes_first() -> None:

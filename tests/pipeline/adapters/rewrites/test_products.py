@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from pipeline.adapters import onnx_graph
+from pipeline.adapters.rewrites.pools import with_pools
 from pipeline.adapters.rewrites.products import as_convolutions, is_product
 from tests.support.pooled import drawn, graph_of, node, operators, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx
+
+    from pipeline.adapters.rewrites.common import Rewritten
 
 POOL = [node("GlobalAveragePool", "image", "pooled"), node("Flatten", "pooled", "flat", axis=1)]
 """(batch, 3, height, width) → `flat`, (batch, 3)."""
@@ -155,6 +160,7 @@ def test_several_heads_and_other_readers_share_the_pool() -> None:
 
 
 @given(
+    rewrite=st.sampled_from([as_convolutions, with_pools]),
     matrix=st.booleans(),
     transposed=st.booleans(),
     bias=st.sampled_from([None, (4,), (1, 4), (1,), ()]),
@@ -168,6 +174,7 @@ def test_several_heads_and_other_readers_share_the_pool() -> None:
 )
 def test_any_such_graph_computes_the_same(  # noqa: PLR0913 - the parts of a graph
     *,
+    rewrite: Callable[[onnx.ModelProto], Rewritten],
     matrix: bool,
     transposed: bool,
     bias: tuple[int, ...] | None,
@@ -179,7 +186,7 @@ def test_any_such_graph_computes_the_same(  # noqa: PLR0913 - the parts of a gra
     reader: bool,
     seed: int,
 ) -> None:
-    """With Gemm or MatMul, each form of a bias, factors, either type, fixed or open batches and other readers."""
+    """With either rewrite, Gemm or MatMul, each form of a bias, factors, either type, any batch and other readers."""
     dtype = np.float16 if half else np.float32
     constants = {"weights": drawn(*((3, 4) if matrix or not transposed else (4, 3)), seed=seed).astype(dtype)}
     if bias is not None:
@@ -193,7 +200,7 @@ def test_any_such_graph_computes_the_same(  # noqa: PLR0913 - the parts of a gra
         ends = [node("Gemm", inputs, "logits", transB=int(transposed), alpha=alpha, beta=beta)]
     outputs = {"logits": (batch, 4)} | ({"flat": (batch, 3)} if reader else {})
     model = graph_of([*_FORMS[form], *ends], constants | shapes, outputs, (batch, 3, 6, 5))
-    found = as_convolutions(model)
+    found = rewrite(model)
     assert len(found.nodes) == 1
     assert "Gemm" not in operators(found.model)
     assert not {"MatMul", "Add"} & {*operators(found.model)}
@@ -202,4 +209,4 @@ def test_any_such_graph_computes_the_same(  # noqa: PLR0913 - the parts of a gra
     near = 2e-2 if half else 1e-5
     for got, want in zip(run(found.model, image), run(model, image), strict=True):
         np.testing.assert_allclose(got, want, rtol=near, atol=near)
-    assert as_convolutions(found.model).nodes == ()
+    assert rewrite(found.model).nodes == ()

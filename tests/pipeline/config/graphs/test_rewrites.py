@@ -15,10 +15,11 @@ def test_no_rewrite_is_the_default() -> None:
     assert config_of(rewrites={"product": "auto", "channels": "auto"}).rewrites == RewritesConfig()
 
 
-def test_rewrites_are_read_back_as_they_are_written() -> None:
+@pytest.mark.parametrize("product", ["convolution", "pooled"])
+def test_rewrites_are_read_back_as_they_are_written(product: str) -> None:
     """`doit tune` writes them."""
-    settings = config_of(rewrites={"product": "convolution", "channels": 4}).rewrites
-    assert settings.chosen == {"product": "convolution", "channels": 4}
+    settings = config_of(rewrites={"product": product, "channels": 4}).rewrites
+    assert settings.chosen == {"product": product, "channels": 4}
     assert RewritesConfig.model_validate(settings.model_dump(mode="json")) == settings
     assert RewritesConfig().model_dump(mode="json") == {"product": "auto", "channels": "auto"}
 
@@ -26,8 +27,8 @@ def test_rewrites_are_read_back_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("text", "refusal"),
     [
-        ("product: gemm", "rewrites.product: expected auto or convolution, got 'gemm'"),
-        ("product: true", "rewrites.product: expected auto or convolution, got true"),
+        ("product: gemm", "rewrites.product: expected auto, convolution or pooled, got 'gemm'"),
+        ("product: true", "rewrites.product: expected auto, convolution or pooled, got true"),
         ("channels: 5", "rewrites.channels: expected auto, 4, 8, 16 or 32, got 5"),
         ("channels: true", "rewrites.channels: expected auto, 4, 8, 16 or 32, got true"),
         ("chanels: 4", "unknown key 'rewrites.chanels'; did you mean 'channels'?"),

@@ -25,8 +25,6 @@ from tests.support.quantized_graphs import residual_graph
 if TYPE_CHECKING:
     from pathlib import Path
 
-REWRITES = "rewrites: {product: convolution, channels: 8}\n"
-
 
 def test_without_rewrites_a_graph_is_the_given_one() -> None:
     """It is not even copied."""
@@ -38,9 +36,10 @@ def test_without_rewrites_a_graph_is_the_given_one() -> None:
     ("settings", "refusal"),
     [
         ({"product": "convolution"}, r"rewrites\.product: no product of a global pool's output"),
+        ({"product": "pooled"}, r"rewrites\.product: no product by constants of the mean over an image"),
         ({"channels": 4}, r"rewrites\.channels: no first convolution of an image reads fewer channels"),
     ],
-    ids=["product", "channels"],
+    ids=["product", "pooled", "channels"],
 )
 def test_a_graph_with_nothing_to_rewrite_is_refused(settings: dict[str, object], refusal: str) -> None:
     """The residual network's last product reads an activation. Its first convolution is made to read four channels."""
@@ -52,16 +51,21 @@ def test_a_graph_with_nothing_to_rewrite_is_refused(settings: dict[str, object],
 
 
 @pytest.mark.parametrize("graph", [Graph.FP32, Graph.FP16, Graph.BF16])
-def test_a_users_onnx_file_is_rewritten_in_each_precision(graph: Graph, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("product", "head"), [("convolution", ["GlobalAveragePool", "Conv"]), ("pooled", ["Conv"])], ids=lambda item: item
+)
+def test_a_users_onnx_file_is_rewritten_in_each_precision(
+    product: str, head: list[str], graph: Graph, tmp_path: Path
+) -> None:
     """The FP32 graph is compared with the file; batch ranges and names stay."""
     onnx.save(make(), tmp_path / "own.onnx")
     file = tmp_path / "pipeline.yaml"
-    file.write_text(configuration(tmp_path / "own.onnx") + REWRITES)
+    file.write_text(configuration(tmp_path / "own.onnx") + f"rewrites: {{product: {product}, channels: 8}}\n")
     project = Project.load(file, STAGES)
     make_source(project)
     record = make_onnx(project, restore_model(project), graph)
     kinds = [item for item in operators(onnx.load(project.file(record.file))) if item != "Cast"]
-    assert kinds == ["Pad", "Conv", "Relu", "GlobalAveragePool", "Conv", "Flatten"]
+    assert kinds == ["Pad", "Conv", "Relu", *head, "Flatten"]
     assert [spec.shape for spec in (*record.inputs, *record.outputs)] == [("batch", 3, 16, 16), ("batch", 5)]
 
 

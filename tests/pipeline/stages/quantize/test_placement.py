@@ -10,9 +10,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from model_artifacts.records import Graph
+from pipeline.adapters.rewrites.products import PRODUCT
 from pipeline.config.quantization import GROUPS, QuantizationConfig
 from pipeline.stages.quantize.groups import left_by, members
-from pipeline.stages.quantize.placement import AUTO, moves_pairs, outer_layers, quantizer_settings
+from pipeline.stages.quantize.placement import (
+    AUTO,
+    left_for_kernels,
+    moves_pairs,
+    outer_layers,
+    quantizer_settings,
+)
 from pipeline.stages.quantize.placing import place_pairs
 from pipeline.stages.quantize.rewriting import carry_skips_in_int8, leave, leave_idle, quantized_nodes
 from tests.support.quantized_graphs import Given, nodes, read_by, residual_graph, run, weights
@@ -156,6 +163,19 @@ def test_a_convolution_without_fp8_kernels_stays_in_floating_point(groups: int, 
 
     assert ("x" in quantizer_settings(Graph.FP8, model)["nodes_to_exclude"]) == kept
     assert "x" not in quantizer_settings(Graph.INT8, model)["nodes_to_exclude"]
+
+
+@pytest.mark.parametrize(("note", "left"), [("", ["x"]), (PRODUCT, [])], ids=["convolution", "product"])
+def test_a_rewritten_product_is_not_left_for_want_of_kernels(note: str, left: list[str]) -> None:
+    """It stays in floating point by itself: the gate must not spare it twice among the layers in fp8."""
+    convolution = node("Conv", "x", "a", "x.weight")
+    convolution.doc_string = note
+    model = graph(convolution, node("Flatten", "pooled", "x"))
+    values = RANDOM.normal(size=(8, 8, 8, 8)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "x.weight"))
+
+    assert (left_for_kernels(Graph.FP8, model), left_for_kernels(Graph.INT8, model)) == (left, [])
+    assert "x" in quantizer_settings(Graph.FP8, model)["nodes_to_exclude"]
 
 
 @pytest.mark.parametrize(
