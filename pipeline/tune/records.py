@@ -116,7 +116,9 @@ class RuleScreening(StageRecord):
     graph: Graph
     """The graph."""
     rules: tuple[ScreenedRule, ...]
-    """The rules, the graph's own first."""
+    """The rules that are judged, the graph's own first; none if its own outputs are not finite."""
+    left: tuple[str, ...] = ()
+    """The rules that are not judged, because the budget has ended that."""
 
 
 class ScreenedBatch(Record):

@@ -196,8 +196,10 @@ class _Tuning:
         except ArtifactError as exc:
             write(self.stream, f"  no other ranges of {graph.value}: {exc.what}")
             return ()
-        promising = promising_rules(screened)
-        write(self.stream, *rule_lines(screened, promising))
+        promising = promising_rules(screened.rules)
+        write(self.stream, *rule_lines(screened.rules, promising))
+        if screened.left:
+            write(self.stream, *wrapped(f"the budget ended it before {', '.join(screened.left)}", indent=2))
         return promising
 
     def _ranking(self, setups: Setups, need: Repair, seconds: float) -> Ranking:

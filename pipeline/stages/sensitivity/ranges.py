@@ -18,7 +18,7 @@ from pipeline.stages.sensitivity.stage import halves, meaning_of, run_graph
 from pipeline.system.isolation import run_isolated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from model_artifacts.records import Graph
     from pipeline.config.quantization import RangeRule
@@ -41,7 +41,11 @@ class JudgedRule(NamedTuple):
 
 
 def judge_rules(
-    project: Project, graph: Graph, rules: Sequence[RangeRule], timeout_seconds: float = math.inf
+    project: Project,
+    graph: Graph,
+    rules: Sequence[RangeRule],
+    timeout_seconds: float = math.inf,
+    keep: Callable[[Sequence[JudgedRule]], None] | None = None,
 ) -> list[JudgedRule]:
     """Quantise the graph by each rule, and judge it with ONNX Runtime on the CPU.
 
@@ -53,6 +57,7 @@ def judge_rules(
         graph: a quantised graph, for TensorRT or for x86.
         rules: the rules.
         timeout_seconds: the time limit.
+        keep: keeps the rules that are judged so far, after each; called in the process that judges.
 
     Raises:
         QuantizeError: the graph cannot be quantised.
@@ -62,10 +67,15 @@ def judge_rules(
     """
     step = Step("sensitivity", f"{project.plan.model}/{graph.value}")
     rerun = project.command(step)
-    return run_isolated(_judge, project, graph, tuple(rules), rerun=rerun, timeout_seconds=timeout_seconds)
+    return run_isolated(_judge, project, graph, tuple(rules), keep, rerun=rerun, timeout_seconds=timeout_seconds)
 
 
-def _judge(project: Project, graph: Graph, rules: tuple[RangeRule, ...]) -> list[JudgedRule]:
+def _judge(
+    project: Project,
+    graph: Graph,
+    rules: tuple[RangeRule, ...],
+    keep: Callable[[Sequence[JudgedRule]], None] | None,
+) -> list[JudgedRule]:
     """Run the graphs, in a process that may crash."""
     data, config = project.data(), project.config
     ranging, judged = halves(np.asarray(project.pixels(data.calibration)[:_MOST_IMAGES]))
@@ -81,4 +91,6 @@ def _judge(project: Project, graph: Graph, rules: tuple[RangeRule, ...]) -> list
         result = judge(run_graph(centre.centred(model) if centre else model, judging, meaning), reference, meaning)
         kept = keeps(result, gates.of(graph.precision), gates.margin, meaning.task)
         found.append(JudgedRule(rule, kept, result.loss, result.distance))
+        if keep is not None:
+            keep(found)
     return found
