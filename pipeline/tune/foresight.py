@@ -101,14 +101,19 @@ class Foresight(NamedTuple):
         return tuple(route for library in self.libraries.values() for route in library.routes)
 
 
-def foresight_of(project: Project) -> Foresight:
+def foresight_of(project: Project, unmade: Collection[str] = ()) -> Foresight:
     """Return what is known of the choices of a project's search.
 
     The FP32 graph is made if it is stale, which a matrix without FP32 and quantised types leaves to it.
+
+    Args:
+        project: the project.
+        unmade: the variants whose graph cannot be made: no places are proposed for it.
     """
     plan = project.plan
     engines = [item for item in plan.variants if item.backend is Backend.TENSORRT]
     graphs = {item.graph for item in plan.variants if item.graph and item.precision in QUANTIZED_PRECISIONS}
+    graphs -= {item.graph for item in plan.variants if item.graph and item.id in unmade}
     pairs: dict[tuple[Graph, Choice], str] = {}
     rewrites: dict[Choice, str] = {}
     remark = ""

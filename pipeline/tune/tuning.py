@@ -46,7 +46,7 @@ from pipeline.tune.table import (
 from pipeline.tune.trials import VERSION, Trials
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import TextIO
 
     from pipeline.planning.project import Project
@@ -97,7 +97,7 @@ class _Tuning:
         setups = Setups(self.project)
         contenders = self._contenders()
         unmade = self._prepare(contenders)
-        search = self._search()
+        search = self._search(unmade)
         store = Trials(setups, self.wishes.max_drop, self.wishes.budget_seconds, unmade)
         trials = store.read()
         if trials:
@@ -118,9 +118,9 @@ class _Tuning:
             )
         return found
 
-    def _search(self) -> Search:
+    def _search(self, unmade: Collection[str]) -> Search:
         plan = self.project.plan
-        foresight = foresight_of(self.project)
+        foresight = foresight_of(self.project, unmade)
         space = space_of(plan, foresight.refusal, foresight.routes)
         for line in (*foresight.remarks, *left_lines(space.left)):
             write(self.stream, *wrapped(line, indent=0))

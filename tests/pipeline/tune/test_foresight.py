@@ -270,6 +270,8 @@ def test_the_places_are_no_choice_without_model_optimizer(
     left = space_of(copied_search.plan, foresight_of(copied_search).refusal).left
     assert ("quantization.placement: model_optimizer", reason) in left
     copied_search.paths.proposal(Graph.INT8).write_text("{}")
+    variant = copied_search.plan.variant("tiny/rtx-sm80+/int8-b1-ws16MiB")
+    assert foresight_of(copied_search, [variant.id]).refusal(variant, PROPOSED) == ""  # nothing is asked for it
     left = space_of(copied_search.plan, foresight_of(copied_search).refusal).left
     stale = f"int8.proposal.json is stale; {reason}"
     assert ("quantization.placement: model_optimizer", stale) in left
