@@ -225,8 +225,12 @@ class Search:
         return own or next((item for item in mixed if item.subject == point.subject), None)
 
     def _improvements(self, trials: Sequence[Trial]) -> list[Point]:
-        """Return the best point of each objective with one more choice, the objectives taking turns."""
+        """Return the best point of each objective with one more choice, the objectives taking turns.
+
+        A choice that has changed nothing elsewhere comes behind those that were not tried at all.
+        """
         tried = {trial.point for trial in trials}
+        known = {choice for objective in self.objectives for choice in gains_of(objective, trials)}
         found: list[list[Point]] = []
         for objective in self.objectives:
             best = best_of(objective, trials)
@@ -236,7 +240,7 @@ class Search:
             fitting = [item for item in contender.options if self._fits(item, best.point, contender.kind, trials)]
             gains = gains_of(objective, trials)
             point = best.point
-            ordered = sorted(fitting, key=lambda item: _promise(item.choice, point, gains))
+            ordered = sorted(fitting, key=lambda item: (_promise(item.choice, point, gains), item.choice in known))
             points = [point.with_choice(item.choice) for item in ordered]
             found.append([point for point in points if point not in tried])
         turn = len(trials) % max(len(found), 1)

@@ -104,11 +104,11 @@ def option(setting: str, value: bool | int | str | tuple[str, ...], cost: float 
 PARTS = "tensorrt.batch_parts"
 """The setting of parts of a batch that run at once, which engines for one batch size alone can have."""
 _ENGINE = (
+    option("tensorrt.attempt", 2)._replace(replaces=True),
     option(PARTS, 2),
-    option("tensorrt.max_aux_streams", 0),
-    option("tensorrt.attempt", 2, 1.5)._replace(replaces=True),
-    option("tensorrt.attempt", 3, 1.5)._replace(replaces=True),
+    option("tensorrt.attempt", 3)._replace(replaces=True),
     option("tensorrt.optimization_level", 5, 4.0),
+    option("tensorrt.max_aux_streams", 0),
     option("tensorrt.optimization_level", 4, 2.0),
     option("tensorrt.tiling_optimization_level", "fast", 1.5),
     option("tensorrt.tiling_optimization_level", "full", 4.0),
@@ -119,10 +119,8 @@ _ENGINE = (
     option("tensorrt.max_num_tactics", 512, 2.0),
     option("tensorrt.avg_timing_iterations", 8, 4.0),
 )
-"""The settings of TensorRT's builder, by what they have given here so far. Builds of one graph differed by 4 % on an
-H200, so that another attempt comes early; eight iterations made none of them better. An attempt begins without timings,
-and times all tactics anew. The sources are the library's own and those that TensorRT 10 has left out by itself since it
-calls them deprecated."""
+"""The settings of TensorRT's builder. The sources are the library's own and those that TensorRT 10 has left out by
+itself, since it calls them deprecated."""
 _RTX = (option(PARTS, 2), option("tensorrt.max_aux_streams", 0))
 """Those that TensorRT-RTX applies: the others are tactics, which it does not time."""
 BUILDER_CHOICES = tuple({item.choice: None for item in (*_ENGINE, *_RTX)})
@@ -162,12 +160,26 @@ _PROPOSED = option(_PLACEMENT, "model_optimizer")._replace(
     excludes=tuple({item.setting: None for item in REWRITE_CHOICES})
 )
 PROPOSED = _PROPOSED.choice
-"""The choice of Model Optimizer's places for Q/DQ pairs, of TensorRT's graphs.
-
-It comes behind the builder's settings: the one point that took it so far was slower by 14 % (docs/performance.md).
-"""
+"""The choice of Model Optimizer's places for Q/DQ pairs, of TensorRT's graphs."""
 PAIR_CHOICES = tuple(item.choice for item in (*_PAIRS, _FP8_FIRST))
 """The choices of groups, of all graphs."""
+
+
+_BEST = (
+    option("tensorrt.attempt", 2).choice,
+    option(PARTS, 2).choice,
+    HEAD_CHOICE,
+    option("rewrites.product", "convolution").choice,
+    option("tensorrt.attempt", 3).choice,
+    option("quantization.last", True).choice,  # noqa: FBT003 - the setting's value
+)
+"""The choices that have made engines faster, the best first (docs/performance.md, Tuning): they are tried first."""
+_WORST = {
+    PROPOSED,
+    option("quantization.pools", False).choice,  # noqa: FBT003 - the setting's value
+    *(item.choice for item in _REWRITES if item.choice not in _BEST),
+}
+"""Those that have made them slower there: they are tried last."""
 
 
 def any_choice(_variant: Variant, _choice: Choice) -> str:
@@ -256,10 +268,17 @@ def _contender(plan: Plan, variant: Variant, routes: Collection[str] = ()) -> Co
         prior=_place(plan, variant),
         options=tuple(
             item._replace(needs="") if item.needs and is_set(plan.config, item.needs) else item
-            for item in (*_options(plan, variant, routes), *_proposed(variant), *_pairs(variant))
+            for item in sorted((*_options(plan, variant, routes), *_proposed(variant), *_pairs(variant)), key=_rank)
         ),
         traits=_traits(variant),
     )
+
+
+def _rank(item: Option) -> int:
+    """Return the place of a choice among the others before anything is known of it here."""
+    if item.choice in _BEST:
+        return _BEST.index(item.choice)
+    return len(_BEST) + (item.choice in _WORST)
 
 
 def _place(plan: Plan, variant: Variant) -> tuple[int, ...]:

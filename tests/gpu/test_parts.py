@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
 
-SIZE = 128
+SIZE = 64
 CONFIGURATION = (
     TINY.replace("[fp32, fp16, bf16, int8]", "[fp16]")
     .replace("[16MiB, 32MiB]", "[64MiB]")
@@ -67,7 +67,7 @@ def entry(project: Project) -> ManifestEntry:
 
 
 def test_the_whole_batch_is_judged(entry: ManifestEntry) -> None:
-    """The gates see batches of 128, and the record says how they run."""
+    """The gates see batches of 64, and the record says how they run."""
     assert entry.status is Status.DEPLOYABLE, entry.reason
     assert entry.built_for is not None
     assert entry.built_for.batch_parts == 2
@@ -132,7 +132,7 @@ def test_the_gpus_clock_has_both_parts(project: Project, artifact: Artifact) -> 
 
 def test_a_deployment_does_not_see_the_parts(project: Project) -> None:
     """`load` serves whole batches, to several threads at once."""
-    with model_artifacts.load(project.paths.root, Requirements(precision="fp16"), contexts=2) as model:
+    with model_artifacts.load(project.paths.root, Requirements(precision="fp16", batch=SIZE), contexts=2) as model:
         assert model.entry.backend is Backend.TENSORRT
         assert distance(model(images(project, SIZE)), reference(project, SIZE)) < FP16
 

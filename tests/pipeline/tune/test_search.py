@@ -124,6 +124,23 @@ def test_a_choice_that_helped_comes_first() -> None:
     assert search_of().next(trials) == Point(subject=FP16.subject, choices=(STREAMS, TILING))
 
 
+def test_a_choice_that_changed_nothing_comes_behind_the_untried() -> None:
+    """It gave the same engine elsewhere; it is not given up, since this point may differ."""
+    trials = [
+        trial_of(1, INT8.point, 1.0),
+        trial_of(2, FP16.point, 2.0),
+        trial_of(3, FP16.point.with_choice(STREAMS), 2.0),
+    ]
+    order: list[Point] = []
+    for number in range(4, 7):
+        found = search_of().next(trials)
+        assert isinstance(found, Point)
+        order.append(found)
+        trials.append(trial_of(number, found, 1.5))
+    assert order[0] != INT8.point.with_choice(STREAMS)
+    assert INT8.point.with_choice(STREAMS) in order[1:]
+
+
 def test_a_choice_waits_for_what_it_needs() -> None:
     """The limit of the L2 cache is no choice without tiling, and is one with it."""
     tiled = INT8.point.with_choice(TILING)

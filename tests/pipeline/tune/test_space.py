@@ -75,6 +75,15 @@ def test_each_flavour_has_the_settings_that_it_applies() -> None:
     }
 
 
+def test_choices_that_helped_before_come_first() -> None:
+    """Those of graphs and of the builder alike; what made engines slower is tried last."""
+    plan = Plan(config_of(precisions=["int8"], profiles=[64]), host(H100, flavours=(TRT10,)))
+    engine = next(item for item in space_of(plan).contenders if item.kind == Backend.TENSORRT.value)
+    order = [item.choice.text for item in engine.options]
+    assert order[:3] == ["tensorrt.attempt: 2", "tensorrt.batch_parts: 2", "quantization.head: float16"]
+    assert order.index("tensorrt.sparse_weights: true") < order.index("rewrites.channels: 4")
+
+
 def test_a_range_serves_every_batch_that_it_takes() -> None:
     """A fixed engine serves its own, and is tried first."""
     space = space_of(Plan(config_of(**MATRIX), host(H100, flavours=(TRT10,))))
