@@ -61,6 +61,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project.load(Path(os.environ[GIVEN]), STAGES)
 
 
+def with_one_engine(folder: Path, configuration: str) -> Project:
+    """Return a project in a folder, whose one engine has been built, validated and put into the manifest."""
+    file = folder / "pipeline.yaml"
+    file.write_text(configuration)
+    found = Project.load(file, STAGES)
+    doit(file, f"validate:{first_engine(found)}")
+    assert main(["manifest", found.plan.model, "--config", str(file)]) == 0
+    return found
+
+
+def first_engine(project: Project) -> str:
+    """Return the id of the first engine."""
+    return next(item.id for item in project.plan.variants if item.backend is Backend.TENSORRT)
+
+
 def _engines(project: Project) -> list[str]:
     """Return the engines that the tests take: a TensorRT that times tactics needs half a minute for each."""
     return [

@@ -12,16 +12,14 @@ from model_artifacts import Requirements
 from model_artifacts.host import cuda
 from model_artifacts.host.environment import installed
 from model_artifacts.records import Backend, Status
-from pipeline.cli.main import main
-from pipeline.planning.project import Project
-from pipeline.stages import STAGES
 from pipeline.stages.common.opening import open_serialized
 from tests.conftest import TINY
-from tests.gpu.conftest import doit
+from tests.gpu.conftest import first_engine, with_one_engine
 from tests.support.logits import FP16, distance, images, reference
 
 if TYPE_CHECKING:
     from model_artifacts.records import ManifestEntry
+    from pipeline.planning.project import Project
     from pipeline.records import Artifact
 
 pytestmark = pytest.mark.skipif(not installed("torch"), reason="torch is not installed here")
@@ -39,29 +37,19 @@ TURNS = (1, 64, 1, 5, 8, 2, 64, 63, 9, 8, 1, 7, 33, 1)
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The tiny project with one engine, of three profiles."""
-    file = tmp_path_factory.mktemp("profiles") / "pipeline.yaml"
-    file.write_text(CONFIGURATION)
-    found = Project.load(file, STAGES)
-    doit(file, f"validate:{variant_of(found)}")
-    assert main(["manifest", found.plan.model, "--config", str(file)]) == 0
-    return found
-
-
-def variant_of(project: Project) -> str:
-    """Return the id of the engine."""
-    return next(item.id for item in project.plan.variants if item.backend is Backend.TENSORRT)
+    return with_one_engine(tmp_path_factory.mktemp("profiles"), CONFIGURATION)
 
 
 @pytest.fixture
 def artifact(project: Project) -> Artifact:
     """The engine's record."""
-    return project.artifact(project.plan.variant(variant_of(project)))
+    return project.artifact(project.plan.variant(first_engine(project)))
 
 
 @pytest.fixture
 def entry(project: Project) -> ManifestEntry:
     """The engine in the manifest."""
-    return next(item for item in project.manifest().artifacts if item.id == variant_of(project))
+    return next(item for item in project.manifest().artifacts if item.id == first_engine(project))
 
 
 def metrics(entry: ManifestEntry) -> list[str]:
