@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+import itertools
+from contextlib import ExitStack, closing, contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from cuda.bindings.runtime import cudaError_t
 
 from model_artifacts.errors import RunError
+from model_artifacts.host import cuda
 from model_artifacts.records import BatchRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
 from model_artifacts.tensorrt.inspector import EngineLayer
@@ -18,7 +21,7 @@ from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -108,6 +111,80 @@ def test_a_batch_without_equal_parts_is_refused(engine: Any) -> None:
     """No row is left out."""
     with engine.context(0, None, None) as context, pytest.raises(RunError, match="a batch of 11 has no 3 equal parts"):
         context.set_input_shape("image", (11, *SAMPLE))
+
+
+class Part:
+    """A context that the library may run no more."""
+
+    def __init__(self, gpu: FakeRuntime) -> None:
+        self._gpu = gpu
+        self.fails = False
+        self.released = False
+
+    def enqueue(self, stream: int) -> None:
+        """Put something on a stream.
+
+        Raises:
+            RunError: it fails.
+        """
+        if self.fails:
+            raise RunError("the engine cannot be run")
+        self._gpu.do(lambda: None, stream)
+
+    def release(self) -> None:
+        """Take no more batches."""
+        self.released = True
+
+
+@pytest.mark.parametrize("failing", range(PARTS), ids=str)
+@pytest.mark.parametrize("captures", [True, False], ids=["capture", "kernels"])
+def test_a_part_that_fails_leaves_none_behind(
+    gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch, failing: int, *, captures: bool
+) -> None:
+    """Those that have begun end before the stream's later work, and before the end of a capture; the next one works."""
+    waiting: list[int] = []
+    wait = gpu.cudaStreamWaitEvent
+
+    def noted(stream: int, event: int, flags: int) -> tuple[Any]:
+        waiting.append(int(stream))
+        return wait(stream, event, flags)
+
+    monkeypatch.setattr(gpu, "cudaStreamWaitEvent", noted)
+    parts: list[Any] = [Part(gpu) for _ in range(PARTS)]
+    with closing(cuda.Stream()) as stream:
+        split = SplitContext(parts, {})
+        parts[failing].fails = True
+
+        def enqueue() -> None:
+            split.enqueue(stream.handle)
+
+        with pytest.raises(RunError, match="the engine cannot be run"):
+            stream.capture(enqueue) if captures else enqueue()
+        begun = failing or PARTS - 1  # the first part begins last
+        assert len(waiting) == 2 * begun
+        assert waiting[begun:] == [stream.handle] * begun
+        parts[failing].fails = False
+        stream.capture(enqueue).close()
+        split.release()
+    assert all(part.released for part in parts)
+    assert gpu.idle
+
+
+@pytest.mark.parametrize("made", range(2 * PARTS - 1), ids=str)
+def test_parts_that_cannot_be_made_leave_nothing_open(
+    gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch, made: int
+) -> None:
+    """CUDA may lack the memory for any of the streams and events."""
+    handles = itertools.count()
+
+    def new(create: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *rest: create(*rest) if next(handles) < made else (cudaError_t.cudaErrorMemoryAllocation, 0)
+
+    for name in ("cudaStreamCreateWithFlags", "cudaEventCreate"):
+        monkeypatch.setattr(gpu, name, new(getattr(gpu, name)))
+    with pytest.raises(RunError, match="a CUDA call failed"):
+        SplitContext([Part(gpu) for _ in range(PARTS)], {})  # type: ignore[misc]  # a stand-in
+    assert gpu.idle
 
 
 @pytest.mark.parametrize(
