@@ -36,12 +36,23 @@ def part_obstacle(specs: Sequence[TensorSpec]) -> str:
         sizes = [size for size in spec.shape if isinstance(size, int)]
         if len(sizes) < len(spec.shape) or not sizes:
             return f"{spec.name} has axes of several sizes"
+        if not _is_known(spec.dtype):
+            return f"{spec.name} is of the type {spec.dtype}, which NumPy does not know"
         if rest := bytes_of_part(spec) % _ALIGNMENT:
             return (
                 f"a part of {spec.name} has {bytes_of_part(spec):,} bytes, {rest} more than a multiple of "
                 f"{_ALIGNMENT}, so that the next one could not begin there"
             )
     return ""
+
+
+def _is_known(dtype: str) -> bool:
+    """Return True for a type that arrays can have."""
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
 
 
 def bytes_of_part(spec: TensorSpec) -> int:

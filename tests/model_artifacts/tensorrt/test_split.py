@@ -195,6 +195,7 @@ def test_parts_that_cannot_be_made_leave_nothing_open(
         ((16, 10), "float32", "a part of logits has 640 bytes, 128 more than a multiple of 256"),
         (("batch", 10), "float32", "logits has axes of several sizes"),
         ((64, "axis_1"), "float32", "logits has axes of several sizes"),
+        ((64, 10), "BOOL", "logits is of the type BOOL, which NumPy does not know"),
     ],
     ids=str,
 )
