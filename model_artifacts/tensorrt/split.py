@@ -160,13 +160,13 @@ class SplitContext:
                 side.context.enqueue(side.stream.handle)
                 side.ended.record(side.stream)
             self._contexts[0].enqueue(stream)
+            for side in started:
+                cuda.check(runtime.cudaStreamWaitEvent(stream, side.ended.handle, 0))
         except BaseException:
             for _, own, ended in started:  # without a check: what fails here, too, would hide the first error
                 runtime.cudaEventRecord(ended.handle, own.handle)
                 runtime.cudaStreamWaitEvent(stream, ended.handle, 0)
             raise
-        for _, _, ended in self._sides:
-            cuda.check(runtime.cudaStreamWaitEvent(stream, ended.handle, 0))
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return the engine's layers from its inspector, with the shapes of the whole batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from model_artifacts.sessions.engine import Engine
 from model_artifacts.tensorrt.inspector import EngineLayer
 from model_artifacts.tensorrt.split import SplitContext, of_all_parts, part_obstacle
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
+from tests.support.faulty_cuda import FaultyRuntime
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Split(FakeEngine):
             parts: list[Any] = [stack.enter_context(super(Split, self).context(on, cache, how)) for _ in range(PARTS)]
             sizes = {"image": ROWS * int(np.prod(SAMPLE)), "logits": ROWS * CLASSES}
             split = SplitContext(parts, {name: 4 * size for name, size in sizes.items()})
+            stack.callback(split.release)
             yield split
-            split.release()
 
 
 @pytest.fixture
@@ -168,6 +169,38 @@ def test_a_part_that_fails_leaves_none_behind(
         split.release()
     assert all(part.released for part in parts)
     assert gpu.idle
+
+
+@pytest.mark.parametrize("overlaps", [True, False], ids=["overlap", "session"])
+def test_whatever_call_fails_the_next_batch_is_right(monkeypatch: pytest.MonkeyPatch, *, overlaps: bool) -> None:
+    """Or the session could not be opened. In any case nothing stays open."""
+
+    def run(fails: int) -> FaultyRuntime:
+        gpu = FaultyRuntime(fails)
+        monkeypatch.setattr(cuda, "runtime", gpu)
+        engine: Any = Split(gpu)
+        with suppress(RunError), opened(Engine(engine, H100)) if overlaps else session(Engine(engine, H100)) as call:
+            for first in (0, 100, 7):
+                with suppress(RunError):
+                    np.testing.assert_array_equal(call(images(first)), logits(first))
+            np.testing.assert_array_equal(call(images(3)), logits(3))
+        assert gpu.idle, f"call {fails}, {gpu.failed}"
+        return gpu
+
+    calls = run(0).calls
+    assert all(run(number).failed for number in range(1, calls))
+
+
+@contextmanager
+def opened(engine: Engine) -> Iterator[Callable[[Any], Any]]:
+    """Open batches in a row, of which one runs at a time."""
+    with engine.overlap(2) as overlap:
+        yield lambda batch: next(iter([*overlap.map([batch])]))
+
+
+def session(engine: Engine) -> Any:
+    """Open a session that enqueues each part again for each batch."""
+    return engine.session(cuda_graph=False)
 
 
 @pytest.mark.parametrize("made", range(2 * PARTS - 1), ids=str)
