@@ -117,7 +117,8 @@ class EngineMemory(Record):
     """GPU memory that an engine needs, as its library reports it."""
 
     activation_bytes: Count
-    """Bytes for each caller at once: activations and scratch memory (`device_memory_size`), of all its profiles."""
+    """Bytes for each caller at once: activations and scratch memory (`device_memory_size`), of all profiles and
+    parts."""
     weights_bytes: Count | None
     """Bytes for the weights; None if the builder does not report them."""
 
