@@ -50,8 +50,12 @@ def bare(built_for: BuiltFor, plan: bytes, batch: int) -> Iterator[tuple[Callabl
     """Yield a function that replays a CUDA graph of the plan, and its stream, without the pipeline's runner.
 
     Raises:
-        RuntimeError: a CUDA call failed.
+        RuntimeError: a CUDA call failed, or the plan is for a part of a batch.
     """
+    if built_for.batch_parts > 1:
+        raise RuntimeError(
+            f"the engine runs a batch {built_for.parts_phrase}, and the bare loop would time one of them"
+        )
     trt = load_flavour(built_for.flavour).module
     logger = trt.Logger(trt.Logger.ERROR)
     library = trt.Runtime(logger)
@@ -143,6 +147,9 @@ def main() -> int:
         if variant.profile.tuned:  # the bare loop knows one profile; benchmarks/profiles.py times these
             continue
         artifact = project.artifact(variant)
+        if artifact.built_for is not None and artifact.built_for.batch_parts > 1:  # and it runs the whole of a file
+            print(f"{variant.target + '/' + variant.name:<58} left out: it runs {artifact.built_for.parts_phrase}")
+            continue
         if artifact.outcome is not Outcome.DONE or artifact.same_as or entry.status is Status.FAILED:
             continue
         gpu = project.plan.gpu(variant.target)

@@ -135,6 +135,9 @@ def ours(project: Project, variant: Variant) -> Engine | None:
     if is_applied("strip_plan", artifact.settings):
         print(f"ours {variant.name}: not compared, because `strip_plan` left its weights out")
         return None
+    if split := artifact.built_for.parts_phrase:
+        print(f"ours {variant.name}: not compared, because it runs a batch {split}")
+        return None
     return Engine(project.file(artifact.file).read_bytes(), artifact.built_for)
 
 
@@ -143,7 +146,8 @@ def theirs(project: Project, variant: Variant, folder: Path) -> Engine | None:
     target = project.plan.engine_target(variant)
     timings = project.paths.timing_cache(target.flavour, target.flavour_version, target.gpu, project.config.tensorrt)
     graph = variant.graph or Graph.INT8
-    request = replace(request_of(project, variant), onnx=their_file(folder, graph), onnx_opset17=None)
+    whole = project.config.tensorrt.model_copy(update={"batch_parts": 1})  # the loop that times it runs one context
+    request = replace(request_of(project, variant), onnx=their_file(folder, graph), onnx_opset17=None, settings=whole)
     known = timings.read_bytes() if timings.is_file() else b""
     try:
         built = build_engine(load_flavour(target.flavour), request, BuildLog(), timings=known)

@@ -59,6 +59,11 @@ class BuiltFor(Record):
         return without_defaults(self, serialize(self), {"batch_parts"})
 
     @property
+    def parts_phrase(self) -> str:
+        """How a batch runs, as a phrase: `in 2 parts at once`; empty for one that runs as a whole."""
+        return f"in {self.batch_parts} parts at once" if self.batch_parts > 1 else ""
+
+    @property
     def numbers(self) -> tuple[int, ...]:
         """The numbers of the version; () if it has anything else, such as `10.15.1.post1`."""
         return _numbers(self.version)
@@ -112,7 +117,8 @@ class EngineMemory(Record):
     """GPU memory that an engine needs, as its library reports it."""
 
     activation_bytes: Count
-    """Bytes for each caller at once: activations and scratch memory (`device_memory_size`), of all its profiles."""
+    """Bytes for each caller at once: activations and scratch memory (`device_memory_size`), of all profiles and
+    parts."""
     weights_bytes: Count | None
     """Bytes for the weights; None if the builder does not report them."""
 

@@ -254,7 +254,7 @@ def _obstacle_of_engine(entry: ManifestEntry) -> str:
     if entry.built_for.gpu is None:
         return "the GPU that it was built for is unknown"
     if entry.built_for.batch_parts > 1:
-        return f"its batch runs as {entry.built_for.batch_parts} parts at once, and Triton would take one for a batch"
+        return f"its batch runs {entry.built_for.parts_phrase}, and Triton would take one for a batch"
     return "it was built without its weights" if is_applied("strip_plan", entry.settings) else ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -82,17 +82,19 @@ class LoadedEngine:
         """
         config, runtime_cache = self._runtime_config(cache, specialization)
         sizes = self.batches.tuned_for
-        parts = []
-        for _ in range(self.parts):
-            contexts = {size: self._of_profile(index, config, stream) for index, size in enumerate(sizes)}
-            parts.append(ExecutionContext(self.flavour, contexts, config, runtime_cache, self._log))
-        ends = (*self.inputs, *self.outputs)
-        part_bytes = {spec.name: bytes_of_part(spec) // self.parts for spec in ends} if self.parts > 1 else {}
-        opened = SplitContext(parts, part_bytes) if self.parts > 1 else parts[0]
-        try:
-            yield opened
-        finally:
-            opened.release()
+        with ExitStack() as stack:
+            parts = []
+            for _ in range(self.parts):
+                contexts = {size: self._of_profile(index, config, stream) for index, size in enumerate(sizes)}
+                parts.append(ExecutionContext(self.flavour, contexts, config, runtime_cache, self._log))
+                stack.callback(parts[-1].release)
+            if self.parts == 1:
+                yield parts[0]
+                return
+            ends = (*self.inputs, *self.outputs)
+            split = SplitContext(parts, {spec.name: bytes_of_part(spec) // self.parts for spec in ends})
+            stack.callback(split.release)
+            yield split
 
     def _of_profile(self, index: int, config: Any, stream: int) -> Any:  # noqa: ANN401 - TensorRT is untyped
         """Return a context of the library that runs an optimization profile."""

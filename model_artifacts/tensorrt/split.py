@@ -6,8 +6,9 @@ it. On an H200 two parts of 128 images take 0.973 × the time of the engine for 
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,12 +36,23 @@ def part_obstacle(specs: Sequence[TensorSpec]) -> str:
         sizes = [size for size in spec.shape if isinstance(size, int)]
         if len(sizes) < len(spec.shape) or not sizes:
             return f"{spec.name} has axes of several sizes"
+        if not _is_known(spec.dtype):
+            return f"{spec.name} is of the type {spec.dtype}, which NumPy does not know"
         if rest := bytes_of_part(spec) % _ALIGNMENT:
             return (
                 f"a part of {spec.name} has {bytes_of_part(spec):,} bytes, {rest} more than a multiple of "
                 f"{_ALIGNMENT}, so that the next one could not begin there"
             )
     return ""
+
+
+def _is_known(dtype: str) -> bool:
+    """Return True for a type that arrays can have."""
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
 
 
 def bytes_of_part(spec: TensorSpec) -> int:
@@ -55,6 +67,15 @@ def of_all_parts(spec: TensorSpec, parts: int) -> TensorSpec:
     return spec.model_copy(update={"shape": (int(spec.shape[0]) * parts, *spec.shape[1:])})
 
 
+class _Side(NamedTuple):
+    """A part that runs beside the first one."""
+
+    context: ExecutionContext
+    stream: cuda.Stream
+    ended: cuda.Event
+    """The moment at which its latest batch is done."""
+
+
 class SplitContext:
     """The execution contexts of a batch's parts. It has the methods of one context, for the whole batch."""
 
@@ -62,7 +83,7 @@ class SplitContext:
         """Make the streams of all parts but the first, which runs on the caller's.
 
         Args:
-            contexts: a context for each part, at least two.
+            contexts: a context for each part, at least two. They stay the caller's if this fails.
             part_bytes: the bytes of one part of each input and output, by its name.
 
         Raises:
@@ -70,8 +91,13 @@ class SplitContext:
         """
         self._contexts = tuple(contexts)
         self._part_bytes = part_bytes
-        self._begun = cuda.Event()
-        self._sides = [(context, cuda.Stream(), cuda.Event()) for context in self._contexts[1:]]
+        self._sides: list[_Side] = []
+        with ExitStack() as made:
+            self._begun = made.enter_context(closing(cuda.Event()))
+            for context in self._contexts[1:]:
+                own = made.enter_context(closing(cuda.Stream()))
+                self._sides.append(_Side(context, own, made.enter_context(closing(cuda.Event()))))
+            self._made = made.pop_all()
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Set an input's shape for the next batch: its rows are divided among the parts.
@@ -122,17 +148,25 @@ class SplitContext:
             stream: handle of the CUDA stream.
 
         Raises:
-            RunError: the engine cannot be run.
+            RunError: the engine cannot be run. Parts that have begun end before the stream's later work all the same.
         """
         runtime = cuda.runtime
         cuda.check(runtime.cudaEventRecord(self._begun.handle, stream))
-        for context, own, ended in self._sides:
-            own.wait(self._begun)
-            context.enqueue(own.handle)
-            ended.record(own)
-        self._contexts[0].enqueue(stream)
-        for _, _, ended in self._sides:
-            cuda.check(runtime.cudaStreamWaitEvent(stream, ended.handle, 0))
+        started = []
+        try:
+            for side in self._sides:
+                side.stream.wait(self._begun)
+                started.append(side)
+                side.context.enqueue(side.stream.handle)
+                side.ended.record(side.stream)
+            self._contexts[0].enqueue(stream)
+            for side in started:
+                cuda.check(runtime.cudaStreamWaitEvent(stream, side.ended.handle, 0))
+        except BaseException:
+            for _, own, ended in started:  # without a check: what fails here, too, would hide the first error
+                runtime.cudaEventRecord(ended.handle, own.handle)
+                runtime.cudaStreamWaitEvent(stream, ended.handle, 0)
+            raise
 
     def layers(self) -> tuple[EngineLayer, ...]:
         """Return the engine's layers from its inspector, with the shapes of the whole batch."""
@@ -168,7 +202,7 @@ class SplitContext:
 
     def release(self) -> None:
         """Free the contexts' memory, then the objects that they use."""
-        for context in self._contexts:
-            context.release()
-        cuda.close_all([self._begun, *(item for _, own, ended in self._sides for item in (own, ended))])
-        self._sides.clear()
+        with self._made:
+            self._sides.clear()
+            for context in self._contexts:
+                context.release()

@@ -21,7 +21,7 @@ from pipeline.adapters.tensorrt_settings import (
     keeps_timings,
     network_flags,
 )
-from pipeline.adapters.trials.parts import Parts, parts_of
+from pipeline.adapters.trials.parts import Parts, parts_of, shape_obstacle
 from pipeline.adapters.trials.quantized_layers import quantized_layers, refused_layers
 
 if TYPE_CHECKING:
@@ -111,10 +111,11 @@ def build_engine(
         raise _failure(log, request, "the builder cannot be created") from exc
     network = parse(flavour, builder, logger, graph_file(flavour, request))
     parts = parts_of(request.profile, request.settings.batch_parts, _ends(network))
-    request = replace(request, profile=parts.profile)
-    config = builder.create_builder_config()
-    settings = BuilderSettings(flavour, builder, network, config, request, timings).apply()
-    settings += _recorded(parts, request.settings.batch_parts)
+    config, settings = _configured(flavour, builder, network, replace(request, profile=parts.profile), timings)
+    if parts.number > 1 and (obstacle := shape_obstacle(parts.profile, _ends(network))):
+        parts = Parts(1, request.profile, obstacle)
+        config, settings = _configured(flavour, builder, network, request, timings)
+    settings = _recorded(settings, parts, request)
     monitor = _monitor(trt, progress) if progress and hasattr(trt, "IProgressMonitor") else None
     if monitor:
         config.progress_monitor = monitor
@@ -125,7 +126,7 @@ def build_engine(
         raise _failure(log, request)
     data = bytes(plan)
     built_for = _built_for(flavour, request, settings, parts.number)
-    memory, digest = _measure(flavour, data, log, request.profile, host_code=built_for.version_compatible)
+    memory, digest = _measure(flavour, data, log, parts.profile, host_code=built_for.version_compatible)
     ends = _ends(network)
     return BuiltEngine(
         plan=data,
@@ -146,10 +147,26 @@ def _ends(network: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - TensorRT's 
     return io_formats([*inputs, *(network.get_output(index) for index in range(network.num_outputs))])
 
 
-def _recorded(parts: Parts, asked: int) -> tuple[Setting, ...]:
-    """Return the record of the parts of a batch that were asked for; none for a batch as a whole."""
-    value, obstacle = str(asked), parts.obstacle
-    return (Setting(name="batch_parts", value=value, applied=not obstacle, note=obstacle),) if asked > 1 else ()
+def _configured(
+    flavour: Flavour,
+    builder: Any,  # noqa: ANN401 - TensorRT's bindings are untyped
+    network: Any,  # noqa: ANN401 - as above
+    request: EngineRequest,
+    timings: bytes,
+) -> tuple[Any, tuple[Setting, ...]]:
+    """Return a builder's configuration for a request, and its settings. The network's inputs get its batch."""
+    config = builder.create_builder_config()
+    return config, BuilderSettings(flavour, builder, network, config, request, timings).apply()
+
+
+def _recorded(settings: tuple[Setting, ...], parts: Parts, request: EngineRequest) -> tuple[Setting, ...]:
+    """Return the settings of a build with the parts of a batch that were asked for; the profile is of the whole."""
+    asked, obstacle = request.settings.batch_parts, parts.obstacle
+    if asked == 1:
+        return settings
+    whole = {"profile": request.profile.label}
+    of_whole = [item.model_copy(update={"value": whole.get(item.name, item.value)}) for item in settings]
+    return (*of_whole, Setting(name="batch_parts", value=str(asked), applied=not obstacle, note=obstacle))
 
 
 def parse(flavour: Flavour, builder: Any, logger: Any, graph: Path) -> Any:  # noqa: ANN401 - TensorRT's bindings are untyped

@@ -227,7 +227,10 @@ class FakeRuntime:
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, int]:
         work, self._capturing.stream = self._recorded_on.pop(stream), None
-        if stream in self._forked.values():
+        forks = [fork for fork, origin in self._forked.items() if origin == stream]
+        for fork in forks:  # the capture ends for all of its streams, however it ends
+            del self._forked[fork], self._recorded_on[fork]
+        if forks:
             return runtime.cudaError_t.cudaErrorStreamCaptureUnjoined, 0
         if self._capturing.broken:
             return runtime.cudaError_t.cudaErrorStreamCaptureInvalidated, 0

@@ -40,7 +40,7 @@ from model_artifacts.releases.oci.documents import (
     describe,
     parsed,
 )
-from model_artifacts.releases.oci.ngc import triton_image
+from model_artifacts.releases.oci.ngc import NO_PARTS, triton_image
 from model_artifacts.releases.verification import MANIFEST
 
 if TYPE_CHECKING:
@@ -242,11 +242,13 @@ def _facts(entry: ManifestEntry) -> dict[str, str]:
         best = min((timing for timing in entry.timings if timing.clock is clock), key=lambda item: item.batch)
         facts["p50"] = f"{best.p50_ms:.4g} ms at batch {best.batch} {clock.phrase}"
     if built:
+        split = built.batch_parts > 1
         facts["tensorrt"] = f"{built.flavour.value} {built.version}"
         facts["compatible"] = (
             f"versions: {'later ones' if built.version_compatible else 'its own'}; GPUs: {_others(entry)}"
         )
-        facts["triton"] = triton_image(built.flavour, built.version)
+        facts["parts"] = f"{built.batch_parts} of a batch at once; the file is for one of them" if split else ""
+        facts["triton"] = NO_PARTS if split else triton_image(built.flavour, built.version)
     if module:
         facts["libraries"] = ", ".join(f"{tool.name} {tool.version}" for tool in module.libraries)
     return {f"{_OURS}{name}": value for name, value in facts.items() if value}

@@ -24,6 +24,8 @@ be read here. People who looked into 26.02 found the same. Rows are left out who
 docs/introduction/compatibility.md; that page has the TensorRT of the images for TensorRT-LLM alone.
 """
 UNKNOWN = "unknown"
+NO_PARTS = "none: Triton runs no batch in parts"
+"""The fact in place of an image: Triton would take the engine of one part for that of a batch."""
 
 
 def triton_image(flavour: EngineFlavour, version: str) -> str:

@@ -46,6 +46,20 @@ def parts_of(profile: BatchRange, asked: int, ends: Sequence[TensorSpec]) -> Par
     return Parts(asked, BatchRange(min=part, opt=part, max=part))
 
 
+def shape_obstacle(part: BatchRange, ends: Sequence[TensorSpec]) -> str:
+    """Return the reason why the results of parts are not those of a batch; empty if they may be. Pure.
+
+    Args:
+        part: the batch of one part.
+        ends: the inputs and outputs of the network, once the batch of its inputs is that of a part.
+    """
+    for spec in ends:
+        rows = spec.shape[0] if spec.shape else "no"
+        if isinstance(rows, int) and rows != part.max:
+            return f"{spec.name} has {rows} rows for a batch of {part.max}, so that parts of it may have others"
+    return part_obstacle(ends)
+
+
 def batch_obstacle(profile: BatchRange, parts: int) -> str:
     """Return the reason why batches of a range have no such number of equal parts; empty if they have. Pure."""
     if profile.axes or not profile.is_fixed:

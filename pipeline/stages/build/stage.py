@@ -182,6 +182,8 @@ def _description(artifact: Artifact) -> str:
         return ""
     shared = f", the same engine as {artifact.same_as}" if artifact.same_as else ""
     memory = f", {size_phrase(artifact.memory.activation_bytes)} of activations" if artifact.memory else ""
+    split = artifact.built_for.parts_phrase if artifact.built_for else ""
+    memory += f", {split}" if split else ""
     size = f"{size_phrase(artifact.file.bytes)}{memory}{_contents(artifact.module)}"
     return f"{size}, built in {artifact.build_seconds:.1f} s{shared}"
 

@@ -179,7 +179,7 @@ def _row(entry: ManifestEntry, manifest: Manifest) -> _Row:
     return _Row(
         name=entry.id.split("/", 1)[1],
         hosts=_hosts(entry),
-        batch=entry.profile.label if entry.profile else "any",
+        batch=_batch(entry),
         agreement=agreement,
         distance=distance,
         latency=_latencies(entry),
@@ -211,6 +211,12 @@ def _hosts(entry: ManifestEntry) -> str:
     if entry.module:
         return ", ".join(f"{tool.name} {tool.version}" for tool in entry.module.libraries)
     return "ONNX Runtime" if entry.backend is Backend.ONNXRUNTIME else entry.backend.value
+
+
+def _batch(entry: ManifestEntry) -> str:
+    """Return the batch sizes that an artifact takes, and how a batch runs unless it does so as a whole."""
+    size = entry.profile.label if entry.profile else "any"
+    return ", ".join(filter(None, (size, entry.built_for.parts_phrase if entry.built_for else "")))
 
 
 def _latencies(entry: ManifestEntry) -> str:

@@ -149,7 +149,7 @@ TWO_PARTS = BuiltFor(
         ),
         (
             plan("parts", 1.0, built_for=TWO_PARTS),
-            "its batch runs as 2 parts at once",
+            "its batch runs in 2 parts at once",
         ),
         (onnx("int8", Graph.INT8, 1), "its Q/DQ pairs are placed for TensorRT"),
         (onnx("fp32", Graph.FP32, 1, target="sm90-h100"), "without TF32"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import weakref
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from model_artifacts.errors import KernelsError
+from model_artifacts.errors import KernelsError, RunError
 from model_artifacts.records import BatchRange, EngineFlavour, KernelSpecialization
 from model_artifacts.tensorrt.flavour import BuildLog, Flavour
-from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine, no_context
+from model_artifacts.tensorrt.runtime import ExecutionContext, LoadedEngine, load_engine, no_context
+
+if TYPE_CHECKING:
+    from tests.support.fake_cuda import FakeRuntime
 
 
 def log_of(*errors: str) -> BuildLog:
@@ -115,3 +119,119 @@ def test_layers_of_several_profiles_are_read_without_a_context(size: int | None,
     opened = ExecutionContext(flavour, contexts, None, None, BuildLog())
     opened.set_input_shape("image", (size or 1, 3, 8, 8))
     assert [layer.name for layer in opened.layers()] == names
+
+
+SHAPES = {"image": (64, 3, 4, 4), "top5": (64, 4), "logits": (64, 10)}
+TYPES = {"image": "DataType.UINT8", "top5": "DataType.INT64", "logits": "DataType.FLOAT"}
+
+
+class Library:
+    """An engine for 64 images as the library shows it, which makes a number of contexts."""
+
+    num_io_tensors, num_optimization_profiles, device_memory_size = len(SHAPES), 1, 1000
+
+    def __init__(self, most: int = 2) -> None:
+        self.most = most
+        self.made: list[LibraryContext] = []
+
+    def get_tensor_name(self, index: int) -> str:
+        """Return a tensor's name."""
+        return [*SHAPES][index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        """Tell an input from an output."""
+        return "in" if name == "image" else "out"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return SHAPES[name]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        """Return a tensor's type."""
+        return TYPES[name]
+
+    def get_tensor_profile_shape(self, name: str, _: int) -> list[tuple[int, ...]]:
+        """Return the same shape three times: the engine takes no other."""
+        return [SHAPES[name]] * 3
+
+    def create_execution_context(self) -> LibraryContext | None:
+        """Make a context, unless there is no room for another one."""
+        if len(self.made) == self.most:
+            return None
+        self.made.append(LibraryContext())
+        return self.made[-1]
+
+
+class LibraryContext:
+    """A context that keeps what it is told."""
+
+    active_optimization_profile = 0
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Keep it."""
+        self.shapes[name] = shape
+        return True
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        """Keep it."""
+        self.addresses[name] = pointer
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return SHAPES[name]
+
+
+def flavour_of(library: Library) -> Flavour:
+    """Return a flavour that loads this engine."""
+    module: Any = SimpleNamespace(
+        ILogger=type("ILogger", (), {"__init__": lambda _: None}),
+        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: library),
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+    )
+    return Flavour(EngineFlavour.TENSORRT, "10.6", module)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_in_parts_is_one_of_the_whole_batch() -> None:
+    """Each part has its own rows of every input and output, in bytes of its own type."""
+    library = Library()
+    with load_engine(flavour_of(library), b"", parts=2) as engine:
+        assert engine.batches == BatchRange(min=128, opt=128, max=128)
+        assert {spec.name: spec.shape for spec in (*engine.inputs, *engine.outputs)} == {
+            name: (128, *shape[1:]) for name, shape in SHAPES.items()
+        }
+        assert engine.activation_bytes == 2000
+        with engine.context(0) as context:
+            context.set_input_shape("image", (128, 3, 4, 4))
+            for name in SHAPES:
+                context.set_address(name, 4096)
+                assert context.shape(name) == (128, *SHAPES[name][1:])
+            first, second = library.made
+            assert first.shapes == second.shapes == {"image": SHAPES["image"]}
+            assert {*first.addresses.values()} == {4096}
+            sizes = {"image": 64 * 3 * 4 * 4, "top5": 64 * 4 * 8, "logits": 64 * 10 * 4}
+            assert second.addresses == {name: 4096 + size for name, size in sizes.items()}
+
+
+def test_no_part_stays_in_the_gpus_memory_if_there_is_no_room_for_all(gpu: FakeRuntime) -> None:
+    """A caller may try another artifact, and the error must not keep the first part."""
+    library = Library(most=1)
+    with load_engine(flavour_of(library), b"", parts=2) as engine:
+        with pytest.raises(RunError, match="too little free memory") as caught:
+            engine.context(0).__enter__()
+        first = weakref.ref(library.made.pop())
+        assert first() is None
+        assert "2,000 bytes" in str(caught.value)
+    assert gpu.idle
+
+
+def test_an_engine_of_other_sizes_is_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest that says so was changed: its parts would lie at addresses that the library takes for no tensor."""
+    monkeypatch.setitem(SHAPES, "logits", (16, 10))
+    with pytest.raises(RunError, match=r"(?s)cannot be a part.*a part of logits has 640 bytes"):
+        load_engine(flavour_of(Library()), b"", parts=2).__enter__()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+import itertools
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from cuda.bindings.runtime import cudaError_t
 
 from model_artifacts.errors import RunError
+from model_artifacts.host import cuda
 from model_artifacts.records import BatchRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
 from model_artifacts.tensorrt.inspector import EngineLayer
 from model_artifacts.tensorrt.split import SplitContext, of_all_parts, part_obstacle
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
+from tests.support.faulty_cuda import FaultyRuntime
 from tests.support.hosts import H100
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
@@ -41,8 +45,8 @@ class Split(FakeEngine):
             parts: list[Any] = [stack.enter_context(super(Split, self).context(on, cache, how)) for _ in range(PARTS)]
             sizes = {"image": ROWS * int(np.prod(SAMPLE)), "logits": ROWS * CLASSES}
             split = SplitContext(parts, {name: 4 * size for name, size in sizes.items()})
+            stack.callback(split.release)
             yield split
-            split.release()
 
 
 @pytest.fixture
@@ -110,6 +114,112 @@ def test_a_batch_without_equal_parts_is_refused(engine: Any) -> None:
         context.set_input_shape("image", (11, *SAMPLE))
 
 
+class Part:
+    """A context that the library may run no more."""
+
+    def __init__(self, gpu: FakeRuntime) -> None:
+        self._gpu = gpu
+        self.fails = False
+        self.released = False
+
+    def enqueue(self, stream: int) -> None:
+        """Put something on a stream.
+
+        Raises:
+            RunError: it fails.
+        """
+        if self.fails:
+            raise RunError("the engine cannot be run")
+        self._gpu.do(lambda: None, stream)
+
+    def release(self) -> None:
+        """Take no more batches."""
+        self.released = True
+
+
+@pytest.mark.parametrize("failing", range(PARTS), ids=str)
+@pytest.mark.parametrize("captures", [True, False], ids=["capture", "kernels"])
+def test_a_part_that_fails_leaves_none_behind(
+    gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch, failing: int, *, captures: bool
+) -> None:
+    """Those that have begun end before the stream's later work, and before the end of a capture; the next one works."""
+    waiting: list[int] = []
+    wait = gpu.cudaStreamWaitEvent
+
+    def noted(stream: int, event: int, flags: int) -> tuple[Any]:
+        waiting.append(int(stream))
+        return wait(stream, event, flags)
+
+    monkeypatch.setattr(gpu, "cudaStreamWaitEvent", noted)
+    parts: list[Any] = [Part(gpu) for _ in range(PARTS)]
+    with closing(cuda.Stream()) as stream:
+        split = SplitContext(parts, {})
+        parts[failing].fails = True
+
+        def enqueue() -> None:
+            split.enqueue(stream.handle)
+
+        with pytest.raises(RunError, match="the engine cannot be run"):
+            stream.capture(enqueue) if captures else enqueue()
+        begun = failing or PARTS - 1  # the first part begins last
+        assert len(waiting) == 2 * begun
+        assert waiting[begun:] == [stream.handle] * begun
+        parts[failing].fails = False
+        stream.capture(enqueue).close()
+        split.release()
+    assert all(part.released for part in parts)
+    assert gpu.idle
+
+
+@pytest.mark.parametrize("overlaps", [True, False], ids=["overlap", "session"])
+def test_whatever_call_fails_the_next_batch_is_right(monkeypatch: pytest.MonkeyPatch, *, overlaps: bool) -> None:
+    """Or the session could not be opened. In any case nothing stays open."""
+
+    def run(fails: int) -> FaultyRuntime:
+        gpu = FaultyRuntime(fails)
+        monkeypatch.setattr(cuda, "runtime", gpu)
+        engine: Any = Split(gpu)
+        with suppress(RunError), opened(Engine(engine, H100)) if overlaps else session(Engine(engine, H100)) as call:
+            for first in (0, 100, 7):
+                with suppress(RunError):
+                    np.testing.assert_array_equal(call(images(first)), logits(first))
+            np.testing.assert_array_equal(call(images(3)), logits(3))
+        assert gpu.idle, f"call {fails}, {gpu.failed}"
+        return gpu
+
+    calls = run(0).calls
+    assert all(run(number).failed for number in range(1, calls))
+
+
+@contextmanager
+def opened(engine: Engine) -> Iterator[Callable[[Any], Any]]:
+    """Open batches in a row, of which one runs at a time."""
+    with engine.overlap(2) as overlap:
+        yield lambda batch: next(iter([*overlap.map([batch])]))
+
+
+def session(engine: Engine) -> Any:
+    """Open a session that enqueues each part again for each batch."""
+    return engine.session(cuda_graph=False)
+
+
+@pytest.mark.parametrize("made", range(2 * PARTS - 1), ids=str)
+def test_parts_that_cannot_be_made_leave_nothing_open(
+    gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch, made: int
+) -> None:
+    """CUDA may lack the memory for any of the streams and events."""
+    handles = itertools.count()
+
+    def new(create: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *rest: create(*rest) if next(handles) < made else (cudaError_t.cudaErrorMemoryAllocation, 0)
+
+    for name in ("cudaStreamCreateWithFlags", "cudaEventCreate"):
+        monkeypatch.setattr(gpu, name, new(getattr(gpu, name)))
+    with pytest.raises(RunError, match="a CUDA call failed"):
+        SplitContext([Part(gpu) for _ in range(PARTS)], {})  # type: ignore[misc]  # a stand-in
+    assert gpu.idle
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "says"),
     [
@@ -118,6 +228,7 @@ def test_a_batch_without_equal_parts_is_refused(engine: Any) -> None:
         ((16, 10), "float32", "a part of logits has 640 bytes, 128 more than a multiple of 256"),
         (("batch", 10), "float32", "logits has axes of several sizes"),
         ((64, "axis_1"), "float32", "logits has axes of several sizes"),
+        ((64, 10), "BOOL", "logits is of the type BOOL, which NumPy does not know"),
     ],
     ids=str,
 )

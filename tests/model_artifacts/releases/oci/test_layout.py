@@ -116,6 +116,20 @@ def test_the_facts_are_there_to_read() -> None:
     assert known[ENTRIES[4].id]["libraries"].startswith("torch 2.11.0, torch-tensorrt 2.11.0")
 
 
+def test_an_engine_for_a_part_of_the_batch_says_so_to_other_tools() -> None:
+    """TensorRT and Triton would run it at half of the batch that the index names."""
+    whole = ENTRIES[1]
+    assert whole.built_for is not None
+    split = whole.model_copy(update={"built_for": whole.built_for.model_copy(update={"batch_parts": 2})})
+    index = json.loads(made(split)[0].release)
+    (facts,) = [item["annotations"] for item in index["manifests"]]
+    assert facts["dev.model-artifacts.parts"] == "2 of a batch at once; the file is for one of them"
+    assert facts["dev.model-artifacts.triton"].startswith("none")
+    (offer,) = offers_of(index_of(made(split)[0].release, WHERE), WHERE)
+    assert offer.entry.built_for == split.built_for
+    assert "dev.model-artifacts.parts" not in json.loads(made(whole)[0].release)["manifests"][0]["annotations"]
+
+
 def test_what_a_choice_depends_on_is_in_the_index() -> None:
     """The entries differ from the manifest's in what no choice reads."""
     documents, described, _ = made(*ENTRIES)

@@ -16,7 +16,7 @@ from pipeline.planning.steps import Step
 from pipeline.records import Artifact, Outcome
 from pipeline.stages import STAGES
 from pipeline.stages.build import stage
-from pipeline.stages.build.stage import _build, _onnx, build_variant
+from pipeline.stages.build.stage import _build, _description, _onnx, build_variant
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
@@ -48,6 +48,15 @@ def build(project: Project, variant_id: str) -> Artifact:
 def break_graph(project: Project) -> None:
     """Put something else where the FP16 graph lies."""
     project.paths.onnx(Graph.FP16).write_bytes(b"no graph")
+
+
+def test_the_line_of_a_build_says_that_a_batch_runs_in_parts(built: Project) -> None:
+    """The file is for one of them, and other programs would run no whole batch with it."""
+    whole = artifact(built, ENGINE)
+    assert whole.built_for is not None
+    split = whole.model_copy(update={"built_for": whole.built_for.model_copy(update={"batch_parts": 2})})
+    assert "of activations, in 2 parts at once, built in" in _description(split)
+    assert "parts" not in _description(whole)
 
 
 @pytest.mark.parametrize("variant_id", [ENGINE, ONNXRUNTIME, EAGER, INT8, DYNAMO])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from model_artifacts.records import Manifest, Tool
+from model_artifacts.records import BatchRange, BuiltFor, EngineFlavour, Manifest, Tool
 from pipeline.planning.project import Project
 from pipeline.stages import STAGES
 from pipeline.stages.release.stage import make_release
@@ -62,6 +62,18 @@ def test_the_card_shows_no_share_of_fewer_images(manifest: Manifest) -> None:
     card = model_card("x", manifest.model_copy(update={"artifacts": (few, *manifest.artifacts[1:])}), None)
     row = next(line for line in card.splitlines() if line.startswith(f"| `{few.id.split('/', 1)[1]}`"))
     assert "| not compared: on 8 images |  |" in row
+
+
+def test_the_card_says_that_a_batch_runs_in_parts(manifest: Manifest) -> None:
+    """The batch is that of the whole, and not that of the file."""
+    (plain, *others) = manifest.artifacts
+    built_for = BuiltFor(
+        flavour=EngineFlavour.TENSORRT, version="10.6", gpu="H200", compute_capabilities=(90,), batch_parts=2
+    )
+    profile = BatchRange(min=256, opt=256, max=256)
+    split = plain.model_copy(update={"built_for": built_for, "profile": profile})
+    card = model_card("x", manifest.model_copy(update={"artifacts": (split, *others)}), None)
+    assert "| tensorrt 10.6, H200 | b256, in 2 parts at once |" in card
 
 
 def test_the_cards_metadata_is_yaml_that_hubs_read(manifest: Manifest) -> None:

@@ -15,8 +15,10 @@ from model_artifacts.errors import RecordError
 from model_artifacts.host.record_files import read_record, write_record
 from model_artifacts.records import (
     Backend,
+    BuiltFor,
     Clock,
     Doubt,
+    EngineFlavour,
     Link,
     Manifest,
     Milestone,
@@ -228,6 +230,17 @@ def test_a_gpu_has_milestones_floors_and_a_sweep(copied: Path) -> None:
     assert "limit of arithmetic, FP16" in text
     assert "workspace, MiB" in text
     assert "smallest GPU memory" in text
+
+
+def test_a_batch_in_parts_says_so(copied: Path) -> None:
+    """The engine's file is for one of them."""
+    project = on_an_h100(copied)
+    manifest, flavour = project.manifest(), EngineFlavour.TENSORRT
+    built_for = BuiltFor(flavour=flavour, version="10.6", gpu="H200", compute_capabilities=(90,), batch_parts=2)
+    split = tuple(item.model_copy(update={"built_for": built_for}) for item in manifest.artifacts[-1:])
+    write_record(project.paths.manifest, manifest.model_copy(update={"artifacts": manifest.artifacts[:-1] + split}))
+    make_report(project)
+    assert text_of(project).count("in 2 parts at once") == 1
 
 
 def test_a_noisy_choice_says_so_on_its_card(copied: Path) -> None:
