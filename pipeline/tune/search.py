@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.records import Backend
 from pipeline.tune.records import STREAM_SETTING, Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import Repair, Screen, repair_of
+from pipeline.tune.space import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ _STREAMS = (2, 4, 8)
 """The numbers of streams that the finals try for throughput, …"""
 _STREAMED = 2
 """… and the finalists that they are tried with."""
+_ENDS = ("profile", "io")
+"""The traits that say how large the inputs and outputs of a variant are."""
 MEMORY = "memory"
 THROUGHPUT = "throughput"
 LATENCY = "latency"
@@ -254,19 +257,26 @@ class Search:
         Nor has it cost the same variant its gate, or left its graph as it was. It is made if the point has a value of
         its setting, unless it may take that value's place.
         """
-        made = {choice.setting for choice in point.choices}
-        refused = {
-            trial.refused
-            for trial in trials
-            if trial.verdict is TrialVerdict.UNSUPPORTED
-            and (known := self.contender(trial.point))
-            and known.kind == kind
-        }
+        made, refused = {choice.setting for choice in point.choices}, self._refused(point, kind, trials)
         if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
             return False
         beside = (not item.needs or item.needs in made) and made.isdisjoint(item.excludes)
         is_free = item.replaces or item.choice.setting not in made
         return beside and is_free and item.choice.setting not in refused
+
+    def _refused(self, point: Point, kind: str, trials: Sequence[Trial]) -> set[str]:
+        """Return the settings that the library has refused for a kind.
+
+        Whether a batch has parts depends on the tensors of an engine: another batch size or `io` may have them.
+        """
+        return {
+            trial.refused
+            for trial in trials
+            if trial.verdict is TrialVerdict.UNSUPPORTED
+            and (known := self.contender(trial.point))
+            and known.kind == kind
+            and (trial.refused != PARTS or self._traits(trial.point, _ENDS) == self._traits(point, _ENDS))
+        }
 
     def _idle(self, point: Point, trials: Sequence[Trial]) -> set[Choice]:
         """Return the choices that have left the graph of a point as it was, whatever the batch range."""
@@ -280,9 +290,13 @@ class Search:
 
     def _graph(self, point: Point) -> tuple[object, ...]:
         """Return what says which graph a point is made from: its backend's and its precision's."""
+        return self._traits(point, ("backend", "precision"))
+
+    def _traits(self, point: Point, names: Sequence[str]) -> tuple[object, ...]:
+        """Return some traits of a point's variant; None for each that it lacks."""
         contender = self.contender(point)
         traits = dict(contender.traits) if contender else {}
-        return traits.get("backend"), traits.get("precision")
+        return tuple(traits.get(name) for name in names)
 
 
 def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:
