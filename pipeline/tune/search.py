@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.records import Backend
 from pipeline.tune.records import STREAM_SETTING, Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import Repair, Screen, repair_of
-from pipeline.tune.space import PARTS
+from pipeline.tune.space import PARTS, is_of_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -254,11 +254,14 @@ class Search:
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
         """Return True if a choice can be added to a point: it is not made, not refused, and stands beside the others.
 
-        Nor has it cost the same variant its gate, or left its graph as it was. It is made if the point has a value of
+        Nor has it cost the same variant its gate, or left its graph as it was, or been of a graph that cannot be made.
+        It is made if the point has a value of
         its setting, unless it may take that value's place.
         """
         made, refused = {choice.setting for choice in point.choices}, self._refused(point, kind, trials)
         if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
+            return False
+        if self._is_unmade(point.with_choice(item.choice), trials):
             return False
         beside = (not item.needs or item.needs in made) and made.isdisjoint(item.excludes)
         is_free = item.replaces or item.choice.setting not in made
@@ -287,6 +290,20 @@ class Search:
             if trial.verdict is TrialVerdict.UNCHANGED and twin and self._graph(trial.point) == self._graph(point):
                 found |= {*trial.point.choices} - {*twin.point.choices}
         return found
+
+    def _is_unmade(self, point: Point, trials: Sequence[Trial]) -> bool:
+        """Return True if a graph could not be made with the choices of this one, or with a part of them.
+
+        A graph that the budget has ended is none of these.
+        """
+        own = {choice for choice in point.choices if is_of_graph(choice)}
+        failed = (
+            {choice for choice in trial.point.choices if is_of_graph(choice)}
+            for trial in trials
+            if trial.verdict is TrialVerdict.FAILED and not (trial.cut or trial.graph)
+            if self._graph(trial.point) == self._graph(point)
+        )
+        return any(choices and choices <= own for choices in failed)
 
     def _graph(self, point: Point) -> tuple[object, ...]:
         """Return what says which graph a point is made from: its backend's and its precision's."""

@@ -208,6 +208,22 @@ def test_parts_that_one_batch_size_lacks_are_tried_with_another(profile: str, is
     assert found == (large.point.with_choice(parts) if is_tried else None)
 
 
+@pytest.mark.parametrize(
+    ("ending", "is_tried"),
+    [({}, False), ({"graph": "a"}, True), ({"cut": True}, True)],
+    ids=["graph", "build", "budget"],
+)
+def test_a_graph_that_cannot_be_made_is_not_asked_for_again(ending: dict[str, object], is_tried: bool) -> None:  # noqa: FBT001 - data
+    """Not with settings of the builder beside it, either: they are no part of it."""
+    product = Choice(setting="rewrites.product", value="pooled")
+    held = replace(INT8, options=(Option(product), Option(STREAMS)))
+    failed = trial_of(2, held.point.with_choice(product), verdict=TrialVerdict.FAILED).model_copy(update=ending)
+    streamed = held.point.with_choice(STREAMS)
+    trials = [trial_of(1, held.point, 2.0), failed, trial_of(3, streamed, 1.0)]
+    found = search_of(space=Space((held,), BATCHES)).next(trials)
+    assert found == (streamed.with_choice(product) if is_tried else None)
+
+
 def test_a_choice_that_cost_the_gate_is_not_added_again() -> None:
     """Not to the same variant with others beside it; another variant may try it."""
     level = INT8.point.with_choice(LEVEL)
