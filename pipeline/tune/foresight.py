@@ -125,7 +125,8 @@ def foresight_of(project: Project, unmade: Collection[str] = ()) -> Foresight:
         try:
             ensure(project, plan.graph_step(Graph.FP32), Rest())
             model = fp32_of(project)
-            pairs = {**(idle_pairs(model, graphs, settings) if own else {}), **_unproposed(project, graphs)}
+            pairs = {**(idle_pairs(model, graphs, settings) if own else {}), **idle_heads(model, graphs, settings)}
+            pairs |= _unproposed(project, graphs)
             rewrites = idle_rewrites(model, project.config.rewrites.chosen)
         except StorageError:
             raise
@@ -163,8 +164,6 @@ def idle_pairs(
 ) -> dict[tuple[Graph, Choice], str]:
     """Return the choices of Q/DQ pairs that move none in a graph, as far as the FP32 graph tells, with the reasons.
 
-    So is that of the head's type, for a graph without such a head, and pairs of the head that the configuration has.
-
     Args:
         model: the FP32 graph.
         graphs: the quantised graphs.
@@ -172,13 +171,9 @@ def idle_pairs(
             none.
     """
     from pipeline.stages.quantize.groups import members  # noqa: PLC0415 - onnx is slow
-    from pipeline.stages.quantize.placement import moves_pairs, outer_layers  # noqa: PLC0415 - the same
+    from pipeline.stages.quantize.placement import moves_pairs  # noqa: PLC0415 - the same
 
-    found = {
-        (graph, HEAD_CHOICE): "the network has no last product that stays in floating point"
-        for graph in graphs
-        if not outer_layers(model, graph, settings)
-    }
+    found: dict[tuple[Graph, Choice], str] = {}
     for choice in PAIR_CHOICES:
         group = choice.setting.rpartition(".")[2]
         if settings.of(group) is not None:
@@ -187,9 +182,30 @@ def idle_pairs(
         for graph in graphs:
             if lacking or not moves_pairs(graph, model, group, placed=choice.value is True):
                 found[graph, choice] = "the network has none" if lacking else f"{graph.value} stays the same"
-        if settings.head and choice.setting in HEAD_EXCLUDES:
-            found[Graph.INT8, choice] = "the head of the configuration is in floating point"
     return found
+
+
+def idle_heads(
+    model: onnx.ModelProto, graphs: Collection[Graph], settings: QuantizationConfig = _AUTO
+) -> dict[tuple[Graph, Choice], str]:
+    """Return the choices of the head and of its pairs with which a graph could not be made, with the reasons.
+
+    They are so whoever proposes the places of the pairs.
+
+    Args:
+        model: the FP32 graph.
+        graphs: the quantised graphs.
+        settings: those of the configuration.
+    """
+    from pipeline.stages.quantize.placement import outer_layers  # noqa: PLC0415 - onnx is slow
+
+    found = {
+        (graph, HEAD_CHOICE): "the network has no last product that stays in floating point"
+        for graph in graphs
+        if not outer_layers(model, graph, settings)
+    }
+    paired = [choice for choice in PAIR_CHOICES if choice.setting in HEAD_EXCLUDES and settings.head]
+    return found | {(Graph.INT8, choice): "the head of the configuration is in floating point" for choice in paired}
 
 
 def idle_rewrites(model: onnx.ModelProto, chosen: Collection[str] = ()) -> dict[Choice, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from model_artifacts.records import Backend
 from pipeline.tune.records import STREAM_SETTING, Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import Repair, Screen, repair_of
+from pipeline.tune.space import PARTS, is_of_graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ _STREAMS = (2, 4, 8)
 """The numbers of streams that the finals try for throughput, …"""
 _STREAMED = 2
 """… and the finalists that they are tried with."""
+_ENDS = ("profile", "io")
+"""The traits that say how large the inputs and outputs of a variant are."""
 MEMORY = "memory"
 THROUGHPUT = "throughput"
 LATENCY = "latency"
@@ -251,22 +254,32 @@ class Search:
     def _fits(self, item: Option, point: Point, kind: str, trials: Sequence[Trial]) -> bool:
         """Return True if a choice can be added to a point: it is not made, not refused, and stands beside the others.
 
-        Nor has it cost the same variant its gate, or left its graph as it was. It is made if the point has a value of
+        Nor has it cost the same variant its gate, or left its graph as it was, or been of a graph that cannot be made.
+        It is made if the point has a value of
         its setting, unless it may take that value's place.
         """
-        made = {choice.setting for choice in point.choices}
-        refused = {
+        made, refused = {choice.setting for choice in point.choices}, self._refused(point, kind, trials)
+        if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
+            return False
+        if self._is_unmade(point.with_choice(item.choice), trials):
+            return False
+        beside = (not item.needs or item.needs in made) and made.isdisjoint(item.excludes)
+        is_free = item.replaces or item.choice.setting not in made
+        return beside and is_free and item.choice.setting not in refused
+
+    def _refused(self, point: Point, kind: str, trials: Sequence[Trial]) -> set[str]:
+        """Return the settings that the library has refused for a kind.
+
+        Whether a batch has parts depends on the tensors of an engine: another batch size or `io` may have them.
+        """
+        return {
             trial.refused
             for trial in trials
             if trial.verdict is TrialVerdict.UNSUPPORTED
             and (known := self.contender(trial.point))
             and known.kind == kind
+            and (trial.refused != PARTS or self._traits(trial.point, _ENDS) == self._traits(point, _ENDS))
         }
-        if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):
-            return False
-        beside = (not item.needs or item.needs in made) and made.isdisjoint(item.excludes)
-        is_free = item.replaces or item.choice.setting not in made
-        return beside and is_free and item.choice.setting not in refused
 
     def _idle(self, point: Point, trials: Sequence[Trial]) -> set[Choice]:
         """Return the choices that have left the graph of a point as it was, whatever the batch range."""
@@ -278,11 +291,29 @@ class Search:
                 found |= {*trial.point.choices} - {*twin.point.choices}
         return found
 
+    def _is_unmade(self, point: Point, trials: Sequence[Trial]) -> bool:
+        """Return True if a graph could not be made with the choices of this one, or with a part of them.
+
+        A graph that the budget has ended is none of these.
+        """
+        own = {choice for choice in point.choices if is_of_graph(choice)}
+        failed = (
+            {choice for choice in trial.point.choices if is_of_graph(choice)}
+            for trial in trials
+            if trial.verdict is TrialVerdict.FAILED and not (trial.cut or trial.graph)
+            if self._graph(trial.point) == self._graph(point)
+        )
+        return any(choices and choices <= own for choices in failed)
+
     def _graph(self, point: Point) -> tuple[object, ...]:
         """Return what says which graph a point is made from: its backend's and its precision's."""
+        return self._traits(point, ("backend", "precision"))
+
+    def _traits(self, point: Point, names: Sequence[str]) -> tuple[object, ...]:
+        """Return some traits of a point's variant; None for each that it lacks."""
         contender = self.contender(point)
         traits = dict(contender.traits) if contender else {}
-        return traits.get("backend"), traits.get("precision")
+        return tuple(traits.get(name) for name in names)
 
 
 def _spoiling(subject: str, trials: Sequence[Trial]) -> set[Choice]:

@@ -10,7 +10,7 @@ from pipeline.planning.plan import QDQ
 from pipeline.tune.records import Choice, Point
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from model_artifacts.records import Variant
     from pipeline.config.settings import Config
@@ -66,7 +66,8 @@ class Space:
     left: tuple[tuple[str, str], ...] = ()
     """The choices that are none here, each with the reason: known before anything is built.
 
-    Behind one that others are given stand the graphs that are not: `rewrites.product: convolution (int8)`.
+    Behind one that others are given stand the graphs that are not: `rewrites.product: convolution (int8)`; of a graph
+    that is given it with another profile, the profiles that are not: `tensorrt.batch_parts: 2 (b1)`.
     """
 
     def contender(self, point: Point) -> Contender | None:
@@ -197,19 +198,33 @@ def space_of(plan: Plan, refusal: Refusal = any_choice, routes: Collection[str] 
         refusal: returns the reason why a variant cannot be given a choice, or would not change by it; empty if it can.
         routes: the build routes of the library, each a value of `tensorrt.build_route`.
     """
-    contenders, left = [], dict[tuple[str, str], dict[str, None]]()
+    contenders: list[Contender] = []
+    left: dict[tuple[str, str], list[Variant]] = {}
+    given: set[tuple[str, str]] = set()
     for variant in plan.variants:
         if _is_point(plan, variant):
             found = _contender(plan, variant, routes)
             reasons = {item: refusal(variant, item.choice) for item in found.options}
             contenders.append(replace(found, options=tuple(item for item in found.options if not reasons[item])))
-            name = variant.graph.value if variant.graph else variant.backend.value
             for item, reason in reasons.items():
                 if reason:
-                    left.setdefault((item.choice.text, reason), {})[name] = None
-    given = {item.choice.text for found in contenders for item in found.options}
-    told = [(f"{text} ({', '.join(names)})" if text in given else text, why) for (text, why), names in left.items()]
+                    left.setdefault((item.choice.text, reason), []).append(variant)
+                else:
+                    given |= {(item.choice.text, ""), (item.choice.text, _form(variant))}
+    told = [(text + _without(text, variants, given), why) for (text, why), variants in left.items()]
     return Space(tuple(sorted(contenders, key=_prior)), plan.config.timed_batches, tuple(told))
+
+
+def _form(variant: Variant) -> str:
+    return variant.graph.value if variant.graph else variant.backend.value
+
+
+def _without(text: str, variants: Sequence[Variant], given: Collection[tuple[str, str]]) -> str:
+    """Return the graphs, or the profiles of a graph, that a choice is none of, in brackets; empty if it is of none."""
+    if (text, "") not in given:
+        return ""
+    names = (item.profile.label if item.profile and (text, _form(item)) in given else _form(item) for item in variants)
+    return f" ({', '.join(dict.fromkeys(names))})"
 
 
 _MIXED = {Graph.INT8: Graph.INT8_MIXED, Graph.INT8_CPU: Graph.INT8_MIXED_CPU, Graph.FP8: Graph.FP8_MIXED}

@@ -143,6 +143,7 @@ class Trials:
         if not plain.point.choices and (reason := self.unmade.get(plain.point.subject)):
             return _failed(plain, _headline(reason), rest)
         try:
+            plain = plain.model_copy(update={"graph": _graph_of(place, rest)})
             return self._judged(place, plain, trials, rest)
         except StorageError:  # of the disk, not of the point
             raise
@@ -151,7 +152,6 @@ class Trials:
 
     def _judged(self, place: Place, plain: Trial, trials: Sequence[Trial], rest: Rest) -> Trial:
         project, variant = place
-        plain = plain.model_copy(update={"graph": _graph_of(place, rest)})
         if twin := _same_graph(plain, trials):
             reason = f"its graph is that of trial {twin.number}; nothing was built"
             unchanged = {"verdict": TrialVerdict.UNCHANGED, "same_as": twin.number, "reason": reason}

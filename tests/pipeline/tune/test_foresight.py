@@ -18,6 +18,7 @@ from pipeline.tune.foresight import (
     Foresight,
     Library,
     foresight_of,
+    idle_heads,
     idle_pairs,
     idle_rewrites,
     is_own,
@@ -106,20 +107,21 @@ def test_a_head_in_half_precision_needs_a_product_in_floating_point() -> None:
     """One layer alone is in int8."""
     choice = Choice(setting="quantization.head", value="float16")
     engine = variant_of(Graph.INT8, "tensorrt")
-    reasons = idle_pairs(short_graph("conv"), [Graph.INT8])
+    reasons = idle_heads(short_graph("conv"), [Graph.INT8])
     assert Foresight(PLAN, reasons).refusal(engine, choice).startswith("the network has no last product")
-    assert Foresight(PLAN, idle_pairs(residual_graph(), [Graph.INT8])).refusal(engine, choice) == ""
+    assert Foresight(PLAN, idle_heads(residual_graph(), [Graph.INT8])).refusal(engine, choice) == ""
 
 
 def test_a_head_and_its_pairs_do_not_stand_beside_each_other() -> None:
     """Whichever of the two the configuration has; another type of graph has no head."""
     last, head = Choice(setting="quantization.last", value=True), Choice(setting="quantization.head", value="float16")
-    paired, typed = (QuantizationConfig.model_validate(item) for item in ({"last": True}, {"head": "float16"}))
-    reasons = idle_pairs(residual_graph(), [Graph.INT8, Graph.FP8], paired)
+    settings = {"last": True}, {"head": "float16"}, {"head": "float16", "last": False}
+    paired, typed, bare = (QuantizationConfig.model_validate(item) for item in settings)
+    reasons = idle_heads(residual_graph(), [Graph.INT8, Graph.FP8], paired)
     assert reasons[Graph.INT8, head].startswith("the network has no last product")
-    reasons = idle_pairs(residual_graph(), [Graph.INT8, Graph.FP8], typed)
-    assert reasons[Graph.INT8, last] == "the head of the configuration is in floating point"
-    assert (Graph.FP8, last) not in reasons
+    for own in (typed, bare):
+        reasons = idle_heads(residual_graph(), [Graph.INT8, Graph.FP8], own)
+        assert reasons == {(Graph.INT8, last): "the head of the configuration is in floating point"}
 
 
 @pytest.mark.parametrize(

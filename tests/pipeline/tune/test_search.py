@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.tune.records import Choice, Point, Trial, TrialVerdict
 from pipeline.tune.repair import RULE, Ranking, Repair, Screen
 from pipeline.tune.search import Objective, Search, best_of, gains_of, ranking_of
-from pipeline.tune.space import REWRITE_CHOICES, Contender, Mixed, Option, Space
+from pipeline.tune.space import PARTS, REWRITE_CHOICES, Contender, Mixed, Option, Space
 from tests.support.searches import (
     BATCHES,
     LAYERS,
@@ -189,6 +189,39 @@ def test_a_setting_that_the_library_lacks_is_not_tried_again() -> None:
     refused = trial_of(3, INT8.point.with_choice(STREAMS), verdict=TrialVerdict.UNSUPPORTED, refused=STREAMS.setting)
     trials = [trial_of(1, INT8.point, 1.0), trial_of(2, FP16.point, 2.0), refused]
     assert search_of().next(trials) == INT8.point.with_choice(LEVEL)
+
+
+@pytest.mark.parametrize(("profile", "is_tried"), [("b8", False), ("b64", True)], ids=["same batch", "other batch"])
+def test_parts_that_one_batch_size_lacks_are_tried_with_another(profile: str, is_tried: bool) -> None:  # noqa: FBT001 - data
+    """The outputs of a small batch may be too short to be divided; other settings are the library's."""
+    parts = Choice(setting=PARTS, value=2)
+    small, large = (
+        replace(contender(f"{name}-ws{place}", place), options=(Option(parts),), traits=(("profile", name),))
+        for place, name in enumerate(("b8", profile))
+    )
+    trials = [
+        trial_of(1, small.point, 2.0),
+        trial_of(2, large.point, 1.0),
+        trial_of(3, small.point.with_choice(parts), verdict=TrialVerdict.UNSUPPORTED, refused=PARTS),
+    ]
+    found = search_of(space=Space((small, large), BATCHES)).next(trials)
+    assert found == (large.point.with_choice(parts) if is_tried else None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "is_tried"),
+    [({}, False), ({"graph": "a"}, True), ({"cut": True}, True)],
+    ids=["graph", "build", "budget"],
+)
+def test_a_graph_that_cannot_be_made_is_not_asked_for_again(ending: dict[str, object], is_tried: bool) -> None:  # noqa: FBT001 - data
+    """Not with settings of the builder beside it, either: they are no part of it."""
+    product = Choice(setting="rewrites.product", value="pooled")
+    held = replace(INT8, options=(Option(product), Option(STREAMS)))
+    failed = trial_of(2, held.point.with_choice(product), verdict=TrialVerdict.FAILED).model_copy(update=ending)
+    streamed = held.point.with_choice(STREAMS)
+    trials = [trial_of(1, held.point, 2.0), failed, trial_of(3, streamed, 1.0)]
+    found = search_of(space=Space((held,), BATCHES)).next(trials)
+    assert found == (streamed.with_choice(product) if is_tried else None)
 
 
 def test_a_choice_that_cost_the_gate_is_not_added_again() -> None:

@@ -156,6 +156,17 @@ def test_a_choice_that_others_are_given_names_the_graphs_without() -> None:
     assert "quantization.pools" in settings(space, Backend.TENSORRT)
 
 
+def test_a_choice_of_other_batch_ranges_names_those_without() -> None:
+    """Each graph is given parts of a batch, for the one batch size that has them."""
+    profiles = [1, 64, {"min": 1, "opt": 8, "max": 32}]
+    plan = Plan(config_of(precisions=["fp16", "int8"], profiles=profiles), host(H100, flavours=(TRT10,)))
+    left = space_of(plan, Foresight(plan).refusal).left
+    assert left == (
+        ("tensorrt.batch_parts: 2 (b1)", "a batch of 1 has no 2 equal parts"),
+        ("tensorrt.batch_parts: 2 (b1-8-32)", "an engine for several sizes runs each batch as a whole"),
+    )
+
+
 def test_what_the_configuration_has_need_not_be_chosen_before() -> None:
     """The limit of the L2 cache is of use with the configuration's tiling."""
     needs = {}

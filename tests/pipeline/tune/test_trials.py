@@ -46,6 +46,7 @@ def test_choices_that_cannot_be_made_fail_alone_and_are_tried_again(copied_searc
     trial = store.make(Point(subject=mixed, choices=(layers,)), before, 600.0)
     assert trial.verdict is TrialVerdict.FAILED
     assert "no_such_layer" in trial.reason
+    assert trial.graph == ""
     assert store.read() == before
 
 
@@ -260,6 +261,7 @@ def test_an_error_in_what_a_validation_requires_fails_the_point_alone(
     monkeypatch.setattr("pipeline.stages.rounding.stage.measure_rounding", failing)
     trial = store.make(point, before, 600.0)
     assert (trial.verdict, trial.reason, trial.cut) == (TrialVerdict.FAILED, "the emulation is gone", False)
+    assert trial.graph, "it was made"
     assert store.read() == before
     monkeypatch.setattr("pipeline.stages.rounding.stage.measure_rounding", full)
     with pytest.raises(StorageError, match="the disk is full"):
