@@ -335,9 +335,10 @@ OTHER_WAYS = (
 
 
 def configuration(network: str, axes: str = RANGES) -> str:
-    """Return the configuration of such a network."""
+    """Return the configuration of such a network; of another module it is named `asking:Text`."""
+    factory = network if ":" in network else f"branching:{network}"
     return f"""\
-model: {{name: tiny, factory: "tests.support.branching:{network}", weights: factory}}
+model: {{name: tiny, factory: "tests.support.{factory}", weights: factory}}
 preprocessing: {{resize: 24, crop: 24, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
 data: {{calibration: 4, validation: 6}}
 precisions: [fp32, fp16]

@@ -124,14 +124,18 @@ class Restored:
     def _conditions(self, typed: Typed, given: tuple[torch.Tensor, ...], dims: dict[str, Any]) -> tuple[Condition, ...]:
         """Trace the network as torch's exporter to ONNX does: by running it, else by its bytecode."""
         export = partial(torch.export.export, prefer_deferred_runtime_asserts_over_guards=True)
-        with quiet(), noting_branches(answers=True) as asked:
-            try:
-                return conditions_of(export(typed, given, dynamic_shapes=dims, strict=False), self.axes, asked).ways
-            except Exception as exc:
-                if out_of_memory(exc):
-                    raise
-            found = conditions_of(export(typed, given, dynamic_shapes=dims, strict=True), self.axes, asked)
-            return (*found.ways, *found.checks)  # a trace of bytecode asks in torch's own code alone
+        try:
+            with quiet(), noting_branches(answers=True) as asked:
+                program = export(typed, given, dynamic_shapes=dims, strict=False)
+        except Exception as exc:
+            if out_of_memory(exc):
+                raise
+        else:
+            return conditions_of(program, self.axes, asked).ways
+        with quiet(), noting_branches() as asked:
+            program = export(typed, given, dynamic_shapes=dims, strict=True)
+        found = conditions_of(program, self.axes, asked)
+        return (*found.ways, *found.checks)  # a trace of bytecode asks in torch's own code alone
 
 
 def with_reason(expected: Expected, reason: str, fix: str = _FIX) -> Expected:

@@ -17,7 +17,7 @@ from pipeline.stages.build.module import request_of
 from pipeline.stages.build.sizes import outputs_with_axes, require_every_way
 from pipeline.stages.build.spec import has_ways
 from pipeline.stages.source.stage import make_source
-from tests.support import branching, texts
+from tests.support import asking, branching, texts
 from tests.support.hosts import H100, host
 
 if TYPE_CHECKING:
@@ -65,6 +65,34 @@ def test_another_way_at_some_size_is_refused(write_config: Callable[[str], Path]
     """The message has the size and the line of code, as for an ONNX file."""
     project, request = requested(write_config(branching.configuration(network)))
     with pytest.raises(BuildError, match=f"(?s){says}"):
+        require_every_way(project, request)
+
+
+@pytest.mark.parametrize(("network", "place"), asking.OTHER_WAYS, ids=lambda value: value if value.isalpha() else "")
+def test_another_way_that_a_trace_hides_is_refused(
+    write_config: Callable[[str], Path], network: str, place: str
+) -> None:
+    """A trace has other texts and types of sizes than a run, and knows that it is one."""
+    project, request = requested(write_config(branching.configuration(f"asking:{network}", asking.NARROW)))
+    with pytest.raises(BuildError, match=f"(?s)something else.*in a batch of 2{place}\n.*forward: asking.py:"):
+        require_every_way(project, request)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ("Text", r"too many ways.*asking.py:\d+: .*str\(image.shape\[2\]\).*another one for height 32"),
+        ("Telling", ""),
+        ("Typing", ""),
+    ],
+    ids=["text", "messages", "types"],
+)
+def test_a_text_alone_counts_as_a_way_of_each_size(
+    write_config: Callable[[str], Path], network: str, says: str
+) -> None:
+    """Of the 17 heights one is too many. A message is no way, and neither is a question for a type."""
+    project, request = requested(write_config(branching.configuration(f"asking:{network}")))
+    with pytest.raises(BuildError, match=f"(?s){says}") if says else nullcontext():
         require_every_way(project, request)
 
 

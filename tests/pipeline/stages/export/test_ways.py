@@ -17,7 +17,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
-from tests.support import branching, texts
+from tests.support import asking, branching, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,22 @@ def test_a_graph_that_holds_every_way_computes_the_same_at_every_size(
             worst[height, width] = relative_l2(torch.from_numpy(run(images)), expected)
     assert len(worst) == 17 * 15
     assert max(worst.values()) < 1e-5
+
+
+@pytest.mark.parametrize("network", ["Looked", "Exact", "Untraced"])
+def test_another_way_that_a_trace_hides_is_refused(write_config: Callable[[str], Path], network: str) -> None:
+    """A trace has other texts and types of sizes than a run, and knows that it is one."""
+    project = sourced(write_config(branching.configuration(f"asking:{network}", asking.NARROW)))
+    line = LINE.format(batch=2, sizes=", height 20").replace("branching", "asking")
+    with pytest.raises(ExportError, match=line):
+        make_onnx(project, restore_model(project), Graph.FP32)
+
+
+@pytest.mark.parametrize("network", ["Telling", "Typing"])
+def test_messages_and_types_are_no_other_way(write_config: Callable[[str], Path], network: str) -> None:
+    """Sizes in a log, in a label and in the text of an assertion decide nothing."""
+    project = sourced(write_config(branching.configuration(f"asking:{network}")))
+    assert make_onnx(project, restore_model(project), Graph.FP32).graph is Graph.FP32
 
 
 def test_a_narrow_graph_is_refused_by_itself(write_config: Callable[[str], Path]) -> None:
