@@ -123,6 +123,36 @@ class Untraced(Branching):
         return not is_compiling() and not torch.compiler.is_exporting() and image.shape[2] == 20
 
 
+class Narrow(Branching):
+    """Another way at one height in a narrow type alone."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return image.dtype != torch.float32 and image.shape[2] == 20
+
+
+class NarrowValue(Branching):
+    """A network that asks for the height in every type, and computes something else in a narrow one."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 4)."""
+        logits = super().forward(image)
+        if image.shape[2] == 20 and image.dtype in (torch.float16, torch.bfloat16):
+            return logits * 3
+        return logits
+
+
+class NarrowSound(Branching):
+    """A network that pads odd heights in a narrow type alone, and computes the same."""
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return features; rows of zeros fill the height up and are cut off."""
+        height = image.shape[2]
+        if image.dtype != torch.float32 and height % 4:
+            image = torch.nn.functional.pad(image, (0, 0, 0, 4 - height % 4))
+        return super().features(image)[:, :, :height]
+
+
 class Telling(Branching):
     """A network that writes its sizes into messages, and computes the same at each."""
 

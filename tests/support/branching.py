@@ -288,7 +288,7 @@ class Tabled(Branching):
         """Return features with their row's number added, of a table that is made again for another height."""
         found: torch.Tensor = self.body(image)
         if self.table is None or self.table.shape[0] != found.shape[2]:
-            self.table = torch.arange(found.shape[2]).float()
+            self.table = torch.arange(found.shape[2]).to(found.dtype)
         return found + self.table[:, None]
 
 

@@ -122,6 +122,27 @@ def test_a_narrow_graph_takes_the_word_of_a_current_one(
     assert make_onnx(project, restore_model(project), Graph.FP16).graph is Graph.FP16
 
 
+def narrow(network: str) -> str:
+    """Return the configuration of a network with graphs in both narrow types."""
+    return branching.configuration(network).replace("[fp32, fp16]", "[fp32, fp16, bf16]")
+
+
+def test_a_narrow_graph_is_refused_for_a_way_of_its_own(write_config: Callable[[str], Path]) -> None:
+    """The FP32 graph is current, and right at each size."""
+    project = sourced(write_config(narrow("asking:Narrow")))
+    make_onnx(project, restore_model(project), Graph.FP32)
+    for graph in (Graph.FP16, Graph.BF16):
+        says = rf"(?s)something else.*{graph.value}, in a batch of 2, height 20\n.*in {graph.value.upper()}.*asking.py:"
+        with pytest.raises(ExportError, match=says):
+            make_onnx(project, restore_model(project), graph)
+
+
+def test_a_narrow_graph_may_go_ways_of_its_own(write_config: Callable[[str], Path]) -> None:
+    """Those that compute the same."""
+    project = sourced(write_config(narrow("asking:NarrowSound")))
+    assert make_onnx(project, restore_model(project), Graph.BF16).graph is Graph.BF16
+
+
 def test_a_batch_alone_is_looked_at(write_config: Callable[[str], Path]) -> None:
     """Without other axes a network is refused by its batch, and by no size of its images."""
     project = sourced(write_config(branching.configuration("OneBatch", "")))
@@ -145,7 +166,8 @@ def test_windows_of_any_length_are_sound(tmp_path: Path) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_text(texts.configuration(texts.write_texts(tmp_path), "Windows"))
     project = sourced(file)
-    assert make_onnx(project, restore_model(project), Graph.FP32).graph is Graph.FP32
+    for graph in (Graph.FP32, Graph.FP16):
+        assert make_onnx(project, restore_model(project), graph).graph is graph
 
 
 def test_a_scripted_part_is_refused_before(write_config: Callable[[str], Path]) -> None:
