@@ -170,6 +170,17 @@ def test_windows_of_any_length_are_sound(tmp_path: Path) -> None:
         assert make_onnx(project, restore_model(project), graph).graph is graph
 
 
+@pytest.mark.parametrize("network", ["Tabled", "Growing"])
+def test_a_table_of_the_last_length_is_no_part_of_the_graph(tmp_path: Path, network: str) -> None:
+    """The last length at which the network is looked at is its own one here, at which it is traced."""
+    file = tmp_path / "pipeline.yaml"
+    range_of = "{min: 23, opt: 24, max: 24}"
+    file.write_text(texts.configuration(texts.write_texts(tmp_path), network, sequence=range_of))
+    project = sourced(file)
+    assert project.config.checked_sizes[-1] == (("sequence", texts.LONGEST),)
+    assert make_onnx(project, restore_model(project), Graph.FP32).graph is Graph.FP32
+
+
 def test_a_scripted_part_is_refused_before(write_config: Callable[[str], Path]) -> None:
     """TorchScript's own branches are in no trace: the source stage refuses its functions."""
     with pytest.raises(SourceError, match="calls a compiled function"):
