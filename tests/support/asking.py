@@ -120,7 +120,19 @@ class Untraced(Branching):
 
     def other(self, image: torch.Tensor) -> Any:
         """Return whether the height is 20."""
-        return not is_compiling() and not torch.compiler.is_exporting() and image.shape[2] == 20
+        traced = is_compiling() or torch.compiler.is_exporting() or torch._dynamo.is_compiling()  # noqa: SLF001 - an older name
+        return not traced and image.shape[2] == 20
+
+
+class Caught(Branching):
+    """Another way that is looked up by a size, which has no hash in a trace."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        try:
+            return {20: True}.get(image.shape[2], False)
+        except TypeError:
+            return False
 
 
 class Narrow(Branching):
@@ -185,7 +197,7 @@ class Typing(Tabled):
 
 
 OTHER_WAYS = (
-    *((name, ", height 20") for name in ("Text", "Formatted", "Looked", "Percent", "Bytes")),
+    *((name, ", height 20") for name in ("Text", "Formatted", "Looked", "Percent", "Bytes", "Caught")),
     *((name, ", height 20") for name in ("Whole", "Exact", "Unsymbolic", "Matched", "Plain", "Untraced")),
 )
 """Networks that go another way at some size, which graphs and modules are refused for in a batch of 2: the size."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import sys
 from contextlib import ExitStack, contextmanager
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from pipeline.stages.common.sizes.asking import asker_of, is_own, line_of, makes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     Note = Callable[[Any, float, str], None]
 
@@ -31,14 +33,19 @@ _TENSOR = torch.Tensor()
 _TEXTS = ("__repr__", "__str__", "__format__")
 _TRACING = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 """torch's functions that tell whether code is traced, which a run answers with no."""
+_TRACED_BY: dict[str, FunctionType] = {}
+"""These functions as torch has them, by their name."""
+_NAME = "the function's name"
+"""The constant in the code of `_answer` that becomes a name."""
 
 
 @contextmanager
 def answering(note: Note) -> Iterator[None]:
-    """Answer the network's own code in a trace as a run would, and note each text of a size that is no message.
+    """Answer the network's own code in a trace as a run would, and note the texts of sizes that are no messages.
 
     The code of torch, and of other tools, is answered as before. `isinstance` and `type` are names that code looks up
-    in its module: the modules of the network's code get others. No hash is answered: einops counts on its TypeError.
+    in its module: the modules of the network's code get others. A hash is noted, and raises as before: what is kept by
+    a size of one trace would be found in the next.
 
     Args:
         note: takes the node of a size, its value in the trace, and the line that asks for its text.
@@ -48,17 +55,15 @@ def answering(note: Note) -> Iterator[None]:
             for name in _TEXTS:
                 stack.enter_context(mock.patch.object(kind, name, _text(getattr(kind, name), note)))
             stack.enter_context(mock.patch.object(kind, "__getattribute__", _attribute(note)))
-        replaced = {id(builtins.isinstance): _isinstance, id(builtins.type): _Type}
+        stack.enter_context(mock.patch.object(torch.SymInt, "__hash__", _hash(torch.SymInt.__hash__, note)))
         for name in _TRACING:
-            function = getattr(torch.compiler, name)
-            other = _untraced(function)
-            replaced[id(function)] = other
-            stack.enter_context(mock.patch.object(torch.compiler, name, other))
+            stack.enter_context(_untraced(getattr(torch.compiler, name)))
+        replaced = {id(builtins.isinstance): _isinstance, id(builtins.type): _Type}
+        given = {"isinstance": _isinstance, "type": _Type}
         for module in list(sys.modules.values()):
-            if is_own(getattr(module, "__file__", None) or "<none>"):
-                names = vars(module)
+            names = vars(module) if isinstance(module, ModuleType) else {}
+            if is_own(str(names.get("__file__") or "<none>")):
                 others = {name: replaced[id(value)] for name, value in names.items() if id(value) in replaced}
-                given = {"isinstance": _isinstance, "type": _Type}
                 absent = {name: value for name, value in given.items() if name not in names}
                 stack.enter_context(_given(names, others | absent))
         yield
@@ -121,6 +126,19 @@ def _attribute(note: Note) -> Callable[[Any, str], Any]:
     return found
 
 
+def _hash(make: Callable[[Any], int], note: Note) -> Callable[[Any], int]:
+    """Return a method that notes each hash that the network's own code asks for; code may catch its TypeError."""
+
+    def made(self: Any) -> int:  # noqa: ANN401 - as above
+        frame = sys._getframe(1)  # noqa: SLF001 - as above
+        value = getattr(self.node, "hint", None)
+        if value is not None and is_own(frame.f_code.co_filename):
+            note(self.node, value, line_of(frame))
+        return make(self)
+
+    return made
+
+
 def _plain(value: object) -> object:
     """Return a value that has the type which a run has for one of a trace."""
     if (kind := _PYTHON.get(type(value))) is not None:
@@ -146,18 +164,48 @@ class _TypeOfTypes(type):
     def __subclasscheck__(cls, kind: type) -> bool:
         return issubclass(kind, type)
 
-    def __getattr__(cls, name: str) -> Any:  # noqa: ANN401 - what `type` has
-        return getattr(type, name)
+    def __getitem__(cls, kind: Any) -> Any:  # noqa: ANN401 - an annotation
+        return type[kind]
+
+    def __or__(cls, other: Any) -> Any:  # noqa: ANN401 - an annotation
+        return type | other
 
 
 class _Type(metaclass=_TypeOfTypes):
     """Stands for `type` in the network's own code."""
 
 
-def _untraced(function: Callable[[], bool]) -> Callable[[], bool]:
-    """Return a function that tells the network's own code that it is not traced."""
+@contextmanager
+def _untraced(function: FunctionType) -> Iterator[None]:
+    """Let a function tell the network's own code that it is not traced.
 
-    def answer() -> bool:
-        return not is_own(sys._getframe(1).f_code.co_filename) and function()  # noqa: SLF001 - as above
+    Its code is exchanged: code holds the function under names of its own, and torch.dynamo knows it by its identity.
+    """
+    name, before = function.__name__, function.__code__
+    _TRACED_BY[name] = FunctionType(before, function.__globals__)
+    constants = tuple(name if value == _NAME else value for value in _answer.__code__.co_consts)
+    function.__code__ = _answer.__code__.replace(co_name=name, co_filename=before.co_filename, co_consts=constants)
+    try:
+        yield
+    finally:
+        function.__code__ = before
 
-    return answer
+
+def _answer() -> bool:
+    """Answer in the place of a function of torch, whose module has the globals. The name is put in for the constant."""
+    from pipeline.stages.common.sizes.answers import is_traced  # noqa: PLC0415 - the globals are those of torch
+
+    return is_traced("the function's name")
+
+
+def is_traced(name: str) -> bool:
+    """Return what a function of torch tells of its caller: nothing is traced, for the network's own code.
+
+    Args:
+        name: the function's name.
+    """
+    asker: FrameType | None = sys._getframe(1)  # noqa: SLF001 - a documented function
+    while asker is not None and asker.f_code.co_name in _TRACING:
+        asker = asker.f_back  # older names of these functions call them
+    own = asker is not None and is_own(asker.f_code.co_filename)
+    return not own and bool(_TRACED_BY[name]())

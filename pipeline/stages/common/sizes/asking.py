@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _TORCH = Path(torch.__file__).parent
 _STANDARD = Path(sysconfig.get_paths()["stdlib"])
 _INSTALLED = {"site-packages", "dist-packages"}
-_TOOLS = ("sympy", "mpmath", "numpy", "onnx", "onnx_ir", "onnxscript", "pipeline", "model_artifacts")
-"""Packages that trace a network, as torch does: what they ask is not asked by the network."""
+_TOOLS = ("sympy", "mpmath", "numpy", "onnx", "onnx_ir", "onnxscript", "einops", "pipeline", "model_artifacts")
+"""Packages that trace a network, as torch does: what they ask is not asked by the network. einops keeps its recipes by
+sizes, and makes them again for those of a trace, which have no hash."""
 _MADE_BY: dict[str, type[ast.expr]] = {
     **dict.fromkeys(("FORMAT", "CONVERT"), ast.JoinedStr),
     **dict.fromkeys(("CALL", "PRECALL"), ast.Call),

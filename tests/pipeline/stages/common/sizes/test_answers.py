@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import pytest
 import sympy
 import torch
 
+from pipeline.stages.common.sizes.answers import answering
 from pipeline.stages.common.sizes.conditions import Asked, noting_branches, quiet
-from tests.support import asking
+from tests.support import asking, branching
 
 HEIGHT = sympy.Symbol("height")
 
 
 def traced(network: str, *, answers: bool = True) -> list[Asked]:
-    """Return what a trace of a network of `asking` notes, at 24 x 24 pixels of any height."""
-    model = getattr(asking, network)().eval()
+    """Return what a trace of a network notes, at 24 x 24 pixels of any height."""
+    model = getattr(branching if hasattr(branching, network) else asking, network)().eval()
     auto: Any = torch.export.Dim.AUTO
     with quiet(), noting_branches(answers=answers) as asked:
         torch.export.export(
@@ -35,7 +37,7 @@ def shown(asked: list[Asked]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "network", ["Text", "Formatted", "Looked", "Shown", "Bytes"], ids=lambda network: network.lower()
+    "network", ["Text", "Formatted", "Looked", "Bytes", "Caught", "Shown"], ids=lambda network: network.lower()
 )
 def test_a_text_is_a_number_that_code_takes(network: str) -> None:
     """The text is that of a run, and the trace holds for its own height alone."""
@@ -64,11 +66,31 @@ def test_messages_are_not_noted() -> None:
     assert shown(traced("Telling")) == {"height > 3", "height < 3"}
 
 
+def test_type_is_used_as_ever() -> None:
+    """This module is the network's own code: its names are exchanged meanwhile."""
+    with answering(lambda *_: None):
+        assert "type" in globals()
+        assert "isinstance" in globals()
+        made = type("Made", (), {"one": 1})
+        assert (type(made), vars(made)["one"], type(made())) == (builtins.type, 1, made)
+        assert isinstance(made, type)
+        assert not isinstance(made(), type)
+        assert issubclass(builtins.type, type)
+        assert (type[int], type | None) == (builtins.type[int], builtins.type | None)
+    assert "type" not in globals()
+
+
+def test_torch_compiles_a_part_of_a_trace() -> None:
+    """`torch.cond` does so within a trace, with answers and after them."""
+    for answers in (True, False):
+        assert shown(traced("Conditional", answers=answers)) == {"Eq(height, 20)"}
+
+
 def test_torch_and_the_modules_have_their_own_names_again() -> None:
     """What the network's module sets meanwhile stays, and nothing else."""
     before = dict(vars(asking))
     kinds = {kind: dict(vars(kind)) for kind in (torch.SymInt, torch.SymFloat, torch.SymBool)}
-    compiling = torch.compiler.is_compiling
+    compiling, code = torch.compiler.is_compiling, torch.compiler.is_compiling.__code__
 
     class Setting(asking.Whole):
         def other(self, image: torch.Tensor) -> Any:
@@ -85,4 +107,5 @@ def test_torch_and_the_modules_have_their_own_names_again() -> None:
     assert vars(asking) == before
     assert {kind: dict(vars(kind)) for kind in kinds} == kinds
     assert torch.compiler.is_compiling is compiling
+    assert compiling.__code__ is code
     assert "isinstance" not in globals()
