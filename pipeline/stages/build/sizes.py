@@ -8,7 +8,7 @@ import torch
 
 from model_artifacts.errors import BuildError, ExportError
 from model_artifacts.records import Precision
-from model_artifacts.sessions.torch_model import ready_to_compile
+from model_artifacts.sessions.torch_model import DTYPES, ready_to_compile
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.axes import checked_sizes, named_inputs
 from pipeline.stages.common.model import restore_model
@@ -110,7 +110,7 @@ def _require_every_way(project: Project, request: ModuleRequest) -> None:
     run = without_checks(program)
     for wanted in in_groups(map(restored.expected, trials)):
         require_trace(run, wanted, "the module's trace")
-    if request.precision is not Precision.FP32:
+    if DTYPES[request.precision] is not torch.float32:
         narrow = Restored(project, axes, samples, _FIX, request.precision)
 
         def traced() -> nn.Module:

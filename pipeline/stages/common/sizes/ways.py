@@ -78,7 +78,8 @@ class Restored:
     @cached_property
     def model(self) -> nn.Module:
         """The network with its weights, in its type: not folded and not traced."""
-        return restore_model(self.project) if self._precision is Precision.FP32 else self.typed()
+        narrow = DTYPES[self._precision] is not torch.float32
+        return self.typed() if narrow else restore_model(self.project)
 
     def expected(self, trial: Trial) -> Expected:
         """Run the network at some sizes.
