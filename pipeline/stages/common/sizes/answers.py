@@ -58,12 +58,13 @@ def answering(note: Note) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch.SymInt, "__hash__", _hash(torch.SymInt.__hash__, note)))
         for name in _TRACING:
             stack.enter_context(_untraced(getattr(torch.compiler, name)))
-        replaced = {id(builtins.isinstance): _isinstance, id(builtins.type): _Type}
-        given = {"isinstance": _isinstance, "type": _Type}
+        replaced = {id(builtins.isinstance): _isinstance, id(builtins.type): _TYPE}
+        given = {"isinstance": _isinstance, "type": _TYPE}
         for module in list(sys.modules.values()):
             names = vars(module) if isinstance(module, ModuleType) else {}
             if is_own(str(names.get("__file__") or "<none>")):
-                others = {name: replaced[id(value)] for name, value in names.items() if id(value) in replaced}
+                present = list(names.items())  # a thread beside may set others
+                others = {name: replaced[id(value)] for name, value in present if id(value) in replaced}
                 absent = {name: value for name, value in given.items() if name not in names}
                 stack.enter_context(_given(names, others | absent))
         yield
@@ -153,16 +154,21 @@ def _isinstance(value: object, kinds: Any) -> bool:  # noqa: ANN401 - a type, a 
 
 
 class _TypeOfTypes(type):
-    """The class of `_Type`, which is called and asked as `type` is."""
+    """The class of `_TYPE`, which is called and asked as `type` is; a class that derives from it is as ever."""
 
     def __call__(cls, *given: Any, **more: Any) -> Any:  # noqa: ANN401 - the signature of `type`
-        return type(_plain(given[0])) if len(given) == 1 and not more else type(*given, **more)
+        if cls is not _TYPE:
+            return super().__call__(*given, **more)
+        if len(given) != 1 or more:
+            return type(*given, **more)
+        kind = type(_plain(given[0]))
+        return _TYPE if kind is type else kind  # `type(kind) is type`
 
     def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, type)
+        return isinstance(value, type) if cls is _TYPE else super().__instancecheck__(value)
 
     def __subclasscheck__(cls, kind: type) -> bool:
-        return issubclass(kind, type)
+        return issubclass(kind, type) if cls is _TYPE else super().__subclasscheck__(kind)
 
     def __getitem__(cls, kind: Any) -> Any:  # noqa: ANN401 - an annotation
         return type[kind]
@@ -171,8 +177,8 @@ class _TypeOfTypes(type):
         return type | other
 
 
-class _Type(metaclass=_TypeOfTypes):
-    """Stands for `type` in the network's own code."""
+_TYPE = _TypeOfTypes("type", (type,), {"__module__": "builtins"})
+"""Stands for `type` in the network's own code. Whatever else `type` has, such as `type.__new__`, is the same."""
 
 
 @contextmanager
@@ -182,7 +188,7 @@ def _untraced(function: FunctionType) -> Iterator[None]:
     Its code is exchanged: code holds the function under names of its own, and torch.dynamo knows it by its identity.
     """
     name, before = function.__name__, function.__code__
-    _TRACED_BY[name] = FunctionType(before, function.__globals__)
+    _TRACED_BY.setdefault(name, FunctionType(before, function.__globals__))  # one trace may be within another
     constants = tuple(name if value == _NAME else value for value in _answer.__code__.co_consts)
     function.__code__ = _answer.__code__.replace(co_name=name, co_filename=before.co_filename, co_consts=constants)
     try:

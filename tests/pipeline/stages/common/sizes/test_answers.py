@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -72,11 +73,42 @@ def test_type_is_used_as_ever() -> None:
         assert "type" in globals()
         assert "isinstance" in globals()
         made = type("Made", (), {"one": 1})
-        assert (type(made), vars(made)["one"], type(made())) == (builtins.type, 1, made)
+        assert (vars(made)["one"], type(made())) == (1, made)
         assert isinstance(made, type)
         assert not isinstance(made(), type)
         assert issubclass(builtins.type, type)
         assert (type[int], type | None) == (builtins.type[int], builtins.type | None)
+        assert type(made) is type
+        assert (type.__name__, type.mro(made)[0]) == ("type", made)
+
+
+def test_a_network_makes_classes_of_its_own() -> None:
+    """`type.__new__` and `class Kind(type)` are as ever."""
+    with answering(lambda *_: None):
+
+        class Kind(type):
+            def __new__(cls, name: str, bases: tuple[builtins.type, ...], names: dict[str, Any]) -> Kind:
+                return type.__new__(cls, name, bases, names)
+
+            def __call__(cls) -> Any:
+                return type.__call__(cls)
+
+        class Made(metaclass=Kind):
+            pass
+
+        assert type(Made) is Kind
+        assert isinstance(Made(), Made)
+        assert isinstance(Made, Kind)
+        assert not isinstance(int, Kind)
+        assert issubclass(Kind, type)
+        assert not issubclass(int, Kind)
+
+
+def test_names_are_exchanged_for_the_trace_alone() -> None:
+    """They are no others after it, also when it fails."""
+    with suppress(ValueError), answering(lambda *_: None):
+        assert "type" in globals()
+        raise ValueError
     assert "type" not in globals()
 
 
