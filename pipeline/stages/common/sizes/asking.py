@@ -12,12 +12,13 @@ import warnings
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
 _TORCH = Path(torch.__file__).parent
@@ -37,6 +38,15 @@ _LOGS = {"debug", "info", "warning", "warn", "error", "exception", "critical", "
 _LOGGERS = {"logging", "loguru"}
 _LABELS = {"record_function", "range_push", "range_start", "mark"}
 """Functions and classes of torch's profilers, which take a label."""
+
+
+class _Scope(NamedTuple):
+    """Where code runs."""
+
+    known: Mapping[str, object]
+    """What its names stand for, as far as is known."""
+    helps: bool = False
+    """True in a function that the network's code calls with a message; those that it calls are not looked into."""
 
 
 def line_of(frame: FrameType) -> str:
@@ -88,7 +98,8 @@ def makes_message(frame: FrameType) -> bool:
     """Return True if all texts that the present line of a frame makes in this way go to messages, and nowhere else.
 
     Messages are those of logs, `print`, warnings, `torch._assert`, `torch._check`, labels of profilers, and exceptions.
-    A text may be a variable first, all of whose uses are messages.
+    A text may be a variable first, or the argument of a helper, `check(ok, f"{height} rows")`, all of whose uses are
+    messages.
     """
     tree, line = _tree_of(frame.f_code.co_filename), frame.f_lineno
     instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
@@ -96,7 +107,10 @@ def makes_message(frame: FrameType) -> bool:
     if tree is None or kind is None:
         return False
     makers = [node for node in ast.walk(tree) if isinstance(node, kind) and _covers(node, line)]
-    return bool(makers) and all(_is_sink(node, frame) or _goes_to_message(node, frame) for node in makers)
+    scope = _Scope({**vars(builtins), **frame.f_globals, **frame.f_locals})
+    # What a function in Python makes, it makes at a line of its own.
+    makers = [node for node in makers if not (isinstance(node, ast.Call) and _function(node, scope))]
+    return bool(makers) and all(_is_sink(node, scope) or _goes_to_message(node, scope) for node in makers)
 
 
 def _covers(node: ast.expr, line: int) -> bool:
@@ -123,15 +137,15 @@ def _parents(node: ast.AST) -> Iterator[tuple[ast.AST, Any]]:
         node = parent
 
 
-def _goes_to_message(node: ast.AST, frame: FrameType) -> bool:
+def _goes_to_message(node: ast.AST, scope: _Scope) -> bool:
     """Return True if the value of an expression is a part of a message, and of nothing else."""
     for child, parent in _parents(node):
         if isinstance(parent, ast.Raise) or (isinstance(parent, ast.Assert) and child is parent.msg):
             return True
-        if isinstance(parent, ast.Call) and _takes_message(parent, child, frame):
+        if isinstance(parent, ast.Call) and _takes_message(parent, child, scope):
             return True
         if isinstance(parent, ast.Assign):
-            return _is_variable_of_messages(parent, frame)
+            return _is_variable_of_messages(parent, scope)
         if not _is_part(child, parent):
             return False
     return False
@@ -152,38 +166,79 @@ def _is_part(child: ast.AST, parent: ast.AST) -> bool:
     )
 
 
-def _is_variable_of_messages(assignment: ast.Assign, frame: FrameType) -> bool:
+def _is_variable_of_messages(assignment: ast.Assign, scope: _Scope) -> bool:
     """Return True if a text is kept in one local variable, all of whose uses are messages."""
-    scope = next(
-        (parent for _, parent in _parents(assignment) if isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef)),
-        None,
-    )
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    inside = next((parent for _, parent in _parents(assignment) if isinstance(parent, functions)), None)
     target = assignment.targets[0]
-    if scope is None or len(assignment.targets) != 1 or not isinstance(target, ast.Name):
+    if inside is None or len(assignment.targets) != 1 or not isinstance(target, ast.Name):
         return False
-    nodes = list(ast.walk(scope))
-    if any(isinstance(node, ast.Global | ast.Nonlocal) and target.id in node.names for node in nodes):
-        return False
-    names = [node for node in nodes if isinstance(node, ast.Name) and node.id == target.id]
-    return all(_goes_to_message(name, frame) for name in names if not isinstance(name.ctx, ast.Store))
+    return _has_only_messages(inside, target.id, scope)
 
 
-def _takes_message(call: ast.Call, argument: ast.AST, frame: FrameType) -> bool:
+def _has_only_messages(function: ast.AST, variable: str, scope: _Scope) -> bool:
+    """Return True if all uses of a function's local variable are messages."""
+    nodes = list(ast.walk(function))
+    if any(isinstance(node, ast.Global | ast.Nonlocal) and variable in node.names for node in nodes):
+        return False
+    names = [node for node in nodes if isinstance(node, ast.Name) and node.id == variable]
+    return all(_goes_to_message(name, scope) for name in names if not isinstance(name.ctx, ast.Store))
+
+
+def _takes_message(call: ast.Call, argument: ast.AST, scope: _Scope) -> bool:
     """Return True if an argument of a call is a message, and not the condition that is checked."""
-    if argument is call.func or not _is_sink(call, frame):
+    if argument is call.func:
         return False
-    if not getattr(_called(call, frame), "__name__", "").startswith(("_assert", "_check")):
+    if not _is_sink(call, scope):
+        return not scope.helps and _helps(call, argument, scope)
+    if not getattr(_called(call, scope), "__name__", "").startswith(("_assert", "_check")):
         return True
     if isinstance(argument, ast.keyword):
         return argument.arg == "message"
     return len(call.args) > 1 and argument is call.args[1]
 
 
-def _is_sink(node: ast.AST, frame: FrameType) -> bool:
+def _helps(call: ast.Call, argument: ast.AST, scope: _Scope) -> bool:
+    """Return True if a function in Python takes an argument as a parameter, all of whose uses are messages."""
+    function = _function(call, scope)
+    if function is None or any(isinstance(given, ast.Starred) for given in call.args):
+        return False
+    code, is_bound = function.__code__, function is not _called(call, scope)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if isinstance(argument, ast.keyword):
+        name = argument.arg
+    else:
+        name = next(iter(names[call.args.index(argument) + is_bound : code.co_argcount]), None)  # type: ignore[arg-type]  # an ast.expr
+    tree = _tree_of(code.co_filename)
+    body = next((node for node in ast.walk(tree) if _is_body(node, function)), None) if tree else None
+    if body is None or name not in names:
+        return False
+    known = {**vars(builtins), **function.__globals__}
+    local = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    inside = _Scope({key: value for key, value in known.items() if key not in local}, helps=True)
+    return _has_only_messages(body, str(name), inside)
+
+
+def _is_body(node: ast.AST, function: FunctionType) -> bool:
+    """Return True for the syntax of a function. Python counts its lines from its first decorator."""
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return (node.name, first) == (function.__code__.co_name, function.__code__.co_firstlineno)
+
+
+def _function(call: ast.Call, scope: _Scope) -> FunctionType | None:
+    """Return the function in Python that a call names; that of a method for it."""
+    called = _called(call, scope)
+    function = getattr(called, "__func__", called)
+    return function if isinstance(function, FunctionType) else None
+
+
+def _is_sink(node: ast.AST, scope: _Scope) -> bool:
     """Return True for a call that takes a message and returns nothing that code could decide by."""
     if not isinstance(node, ast.Call):
         return False
-    called = _called(node, frame)
+    called = _called(node, scope)
     if called is print or called is warnings.warn:
         return True
     name, owner = getattr(called, "__name__", ""), getattr(called, "__self__", None)
@@ -195,7 +250,7 @@ def _is_sink(node: ast.AST, frame: FrameType) -> bool:
     return module == "torch" and (name.startswith(("_assert", "_check")) or name in _LABELS)
 
 
-def _called(call: ast.Call, frame: FrameType) -> object:
+def _called(call: ast.Call, scope: _Scope) -> object:
     """Return what a call names, such as `torch._assert`; None for what only a run could tell."""
     attributes: list[str] = []
     node: ast.expr = call.func
@@ -204,8 +259,7 @@ def _called(call: ast.Call, frame: FrameType) -> object:
         node = node.value
     if not isinstance(node, ast.Name):
         return None
-    known = {**vars(builtins), **frame.f_globals, **frame.f_locals}
-    found: object = known.get(node.id)
+    found: object = scope.known.get(node.id)
     for attribute in reversed(attributes):
         found = getattr(found, attribute, None)
     return found

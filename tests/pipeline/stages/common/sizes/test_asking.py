@@ -94,9 +94,36 @@ def _label(size: Size) -> None:
         pass
 
 
+def _require(ok: object, message: str, *, prefix: str = "") -> None:
+    if not ok:
+        raise ValueError(f"{prefix}{message}")
+
+
+def _helper(size: Size) -> None:
+    _require(size is not None, f"{size} rows")
+
+
+def _helper_by_name(size: Size) -> None:
+    _require(size is not None, message="{} rows".format(size), prefix=str(size))  # noqa: UP032 - as networks write it
+
+
+class _Layer:
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.check(True, f"{size} rows")  # noqa: FBT003 - as networks write it
+
+    def check(self, ok: object, message: str) -> None:
+        text = f"layer: {message}"
+        torch._assert(ok, text)  # noqa: SLF001 - as networks write it
+
+
+def _method(size: Size) -> None:
+    _Layer(size)
+
+
 MESSAGES = (
     *(_assertion, _assertion_by_name, _check, _several_lines, _logged, _logged_as_text),
-    *(_printed, _warned, _raised, _variable, _label),
+    *(_printed, _warned, _raised, _variable, _label, _helper, _helper_by_name, _method),
 )
 
 
@@ -145,7 +172,37 @@ def _listed(size: Size) -> str:
     return "x".join(map(str, (size, size)))
 
 
+def _kept(message: str) -> dict[str, int]:
+    print(message)  # noqa: T201 - as networks write it
+    return {message: 1}
+
+
+def _kept_by_a_helper(size: Size) -> object:
+    return _kept(f"{size}")
+
+
+def _nested(ok: object, message: str) -> None:
+    _require(ok, message)
+
+
+def _another_parameter(size: Size) -> None:
+    _require(f"{size}" != "20", "rows")
+
+
+def _condition_of_a_helper(size: Size) -> None:
+    _require(f"{size}", "rows")
+
+
+def _helper_of_a_helper(size: Size) -> None:
+    _nested(size, f"{size}")
+
+
+def _spread(size: Size) -> None:
+    _require(*(size, f"{size}"))
+
+
 DECIDING = (
+    *(_kept_by_a_helper, _another_parameter, _condition_of_a_helper, _helper_of_a_helper, _spread),
     *(_compared, _compared_in_a_check, _compared_beside_a_message, _key, _variable_of_both),
     *(_attribute, _another_function, _chosen_by, _returned, _listed),
 )
