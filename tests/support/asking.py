@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from typing import Any
@@ -107,6 +108,26 @@ class Matched(Branching):
         return False
 
 
+@functools.singledispatch
+def twenty(size: object) -> bool:
+    """Return False for a size of a trace."""
+    return size is None
+
+
+@twenty.register
+def _(size: int) -> bool:
+    """Return whether a size of a run is 20."""
+    return size == 20
+
+
+class Dispatched(Branching):
+    """Another way by a function that Python's library chooses by the type of a size."""
+
+    def other(self, image: torch.Tensor) -> Any:
+        """Return whether the height is 20."""
+        return twenty(image.shape[2])
+
+
 class Plain(Branching):
     """Another way behind a question for the type of a tensor."""
 
@@ -198,6 +219,6 @@ class Typing(Tabled):
 
 OTHER_WAYS = (
     *((name, ", height 20") for name in ("Text", "Formatted", "Looked", "Percent", "Bytes", "Caught")),
-    *((name, ", height 20") for name in ("Whole", "Exact", "Unsymbolic", "Matched", "Plain", "Untraced")),
+    *((name, ", height 20") for name in ("Whole", "Exact", "Unsymbolic", "Matched", "Dispatched", "Plain", "Untraced")),
 )
 """Networks that go another way at some size, which graphs and modules are refused for in a batch of 2: the size."""

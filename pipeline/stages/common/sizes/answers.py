@@ -112,8 +112,8 @@ def _attribute(note: Note) -> Callable[[Any, str], Any]:
         kind = type(self)
         if name != "__class__" and hasattr(kind, name):
             return object.__getattribute__(self, name)
-        frame = sys._getframe(1)  # noqa: SLF001 - as above
-        if not is_own(frame.f_code.co_filename):
+        asker = asker_of(sys._getframe(1))  # noqa: SLF001 - as above; functools.singledispatch asks for the network
+        if asker is None:
             return object.__getattribute__(self, name)
         if name == "__class__":
             return _PYTHON[kind]
@@ -121,7 +121,7 @@ def _attribute(note: Note) -> Callable[[Any, str], Any]:
         value = getattr(node, "hint", None)
         if value is None or not hasattr(value, name):
             return object.__getattribute__(self, name)
-        note(node, value, line_of(frame))
+        note(node, value, line_of(asker))
         return getattr(value, name)
 
     return found

@@ -7,6 +7,7 @@ import builtins
 import dis
 import linecache
 import logging
+import sys
 import sysconfig
 import warnings
 from functools import cache
@@ -239,7 +240,10 @@ def _is_sink(node: ast.AST, scope: _Scope) -> bool:
     if not isinstance(node, ast.Call):
         return False
     called = _called(node, scope)
-    if called is print or called is warnings.warn:
+    if called is print:  # a text in a file of the network's own can be read again
+        files = [given.value for given in node.keywords if given.arg in {None, "file"}]
+        return all(any(_named(file, scope) is known for known in (sys.stdout, sys.stderr)) for file in files)
+    if called is warnings.warn:
         return True
     name, owner = getattr(called, "__name__", ""), getattr(called, "__self__", None)
     if isinstance(owner, logging.Logger | logging.LoggerAdapter) or type(owner).__module__.split(".")[0] in _LOGGERS:
@@ -251,9 +255,12 @@ def _is_sink(node: ast.AST, scope: _Scope) -> bool:
 
 
 def _called(call: ast.Call, scope: _Scope) -> object:
-    """Return what a call names, such as `torch._assert`; None for what only a run could tell."""
+    return _named(call.func, scope)
+
+
+def _named(node: ast.expr, scope: _Scope) -> object:
+    """Return what an expression names, such as `torch._assert`; None for what only a run could tell."""
     attributes: list[str] = []
-    node: ast.expr = call.func
     while isinstance(node, ast.Attribute):
         attributes.append(node.attr)
         node = node.value

@@ -53,7 +53,7 @@ def test_the_text_of_a_real_number_is_one_too() -> None:
 
 @pytest.mark.parametrize(
     "network",
-    ["Whole", "Exact", "Unsymbolic", "Matched", "Plain", "Untraced"],
+    ["Whole", "Exact", "Unsymbolic", "Matched", "Dispatched", "Plain", "Untraced"],
     ids=lambda network: network.lower(),
 )
 def test_what_follows_a_question_for_a_type_is_asked(network: str) -> None:

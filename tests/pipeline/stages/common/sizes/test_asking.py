@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -69,6 +70,7 @@ def _logged_as_text(size: Size) -> None:
 
 def _printed(size: Size) -> None:
     print(size, f"{size}")  # noqa: T201 - as networks write it
+    print(f"{size}", file=sys.stderr)  # noqa: T201 - as networks write it
 
 
 def _warned(size: Size) -> None:
@@ -201,7 +203,19 @@ def _spread(size: Size) -> None:
     _require(*(size, f"{size}"))
 
 
+def _printed_to_a_file(size: Size) -> str:
+    file = io.StringIO()
+    print(f"{size}", file=file)
+    return file.getvalue()
+
+
+def _printed_anywhere(size: Size) -> None:
+    more = {"file": sys.stderr}
+    print(f"{size}", **more)  # noqa: T201 - as networks write it
+
+
 DECIDING = (
+    *(_printed_to_a_file, _printed_anywhere),
     *(_kept_by_a_helper, _another_parameter, _condition_of_a_helper, _helper_of_a_helper, _spread),
     *(_compared, _compared_in_a_check, _compared_beside_a_message, _key, _variable_of_both),
     *(_attribute, _another_function, _chosen_by, _returned, _listed),
