@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sympy
@@ -210,7 +210,7 @@ def _printed_to_a_file(size: Size) -> str:
 
 
 def _printed_anywhere(size: Size) -> None:
-    more = {"file": sys.stderr}
+    more: Any = {"file": sys.stderr}
     print(f"{size}", **more)  # noqa: T201 - as networks write it
 
 
