@@ -17,10 +17,11 @@ from model_artifacts.host.environment import installed
 from model_artifacts.host.hashes import check_digest
 from model_artifacts.records import Backend, KernelSpecialization, Precision
 from model_artifacts.sessions.feeds.batches import feed_of, shown
+from model_artifacts.sessions.feeds.checks import require_one_size
 from model_artifacts.sessions.onnx import ends_of, named, onnx_session, run_of, tensorrt_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Argument, BuiltFor, FileRecord, Gpu, ModuleContents, TensorSpec, Variant
     from model_artifacts.sessions.engine import Engine, Session
     from model_artifacts.sessions.feeds.batches import Batch
+    from model_artifacts.sessions.feeds.checks import Named
     from model_artifacts.sessions.module import Loaded, ModuleSession
     from model_artifacts.sessions.onnx import Outputs, ProviderFacts
 
@@ -302,10 +304,12 @@ def _start_onnxruntime() -> None:
 def onnxruntime_runner(file: ArtifactFile, session: InferenceSession) -> Runner:
     """Return a function that runs batches in an ONNX Runtime session, and raises `RunError` where that fails.
 
+    It raises one, too, for inputs with different sizes of an axis that has one name, which ONNX Runtime would take.
+
     Raises:
         RunError: the graph has no input or no output.
     """
-    return _translated(file, run_of(session))
+    return _of_one_size(session.get_inputs(), _translated(file, run_of(session)))
 
 
 def _reference_runner(file: ArtifactFile) -> Runner:
@@ -333,7 +337,30 @@ def _reference_runner(file: ArtifactFile) -> Runner:
         results = evaluator.run([*ends.outputs], feed_of(ends.inputs, batch))
         return named(ends.outputs, [np.asarray(result, dtype=np.float32) for result in results])
 
-    return _translated(file, run)
+    inputs = [
+        _Input(item.name, [size.dim_param or size.dim_value for size in item.type.tensor_type.shape.dim])
+        for item in model.graph.input
+    ]
+    return _of_one_size(inputs, _translated(file, run))
+
+
+class _Input(NamedTuple):
+    """An input of a graph, with its sizes, some of which are names."""
+
+    name: str
+    shape: Sequence[int | str]
+
+
+def _of_one_size(inputs: Sequence[Named], run: Runner) -> Runner:
+    """Return a function that refuses several inputs with different sizes of an axis that has one name."""
+
+    def checked(batch: Batch) -> Outputs:
+        if isinstance(batch, dict):
+            known = [item for item in inputs if item.name in batch]
+            require_one_size(known, [batch[item.name] for item in known])
+        return run(batch)
+
+    return checked
 
 
 def _translated(file: ArtifactFile, run: Runner) -> Runner:

@@ -288,7 +288,7 @@ class Tabled(Branching):
         """Return features with their row's number added, of a table that is made again for another height."""
         found: torch.Tensor = self.body(image)
         if self.table is None or self.table.shape[0] != found.shape[2]:
-            self.table = torch.arange(found.shape[2]).float()
+            self.table = torch.arange(found.shape[2]).to(found.dtype)
         return found + self.table[:, None]
 
 
@@ -335,9 +335,10 @@ OTHER_WAYS = (
 
 
 def configuration(network: str, axes: str = RANGES) -> str:
-    """Return the configuration of such a network."""
+    """Return the configuration of such a network; of another module it is named `asking:Text`."""
+    factory = network if ":" in network else f"branching:{network}"
     return f"""\
-model: {{name: tiny, factory: "tests.support.branching:{network}", weights: factory}}
+model: {{name: tiny, factory: "tests.support.{factory}", weights: factory}}
 preprocessing: {{resize: 24, crop: 24, interpolation: bilinear, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
 data: {{calibration: 4, validation: 6}}
 precisions: [fp32, fp16]

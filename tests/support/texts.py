@@ -164,3 +164,27 @@ workspaces: [16MiB]
 benchmark: {{batches: [1], restarts: 1, warmup_runs: 1, warmup_seconds: 0.1, rounds: 1, runs_per_round: 2}}
 data: {{tensors: "{file}", axes: {axes}, calibration: 16, validation: 64}}
 """
+
+
+class Tabled(Texts):
+    """A network that keeps a table of positions for the length that it has run at last, as many do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: torch.Tensor | None = None
+
+    def numbers(self, length: int) -> torch.Tensor:
+        """Return the positions of a text's tokens, of a table that is made again for another length."""
+        if self.table is None or self.table.shape[0] != length:
+            self.table = super().numbers(length)
+        return self.table
+
+
+class Growing(Tabled):
+    """A network whose table grows with the longest text that it has run at."""
+
+    def numbers(self, length: int) -> torch.Tensor:
+        """Return the positions of a text's tokens."""
+        if self.table is None or self.table.shape[0] < length:
+            self.table = Texts.numbers(self, length)
+        return self.table[:length]

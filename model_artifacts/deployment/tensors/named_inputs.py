@@ -9,6 +9,7 @@ import numpy as np
 
 from model_artifacts.deployment.inputs import array_of, check_finite, detached, fix_of_size
 from model_artifacts.errors import RunError, UsageError, listed
+from model_artifacts.sessions.feeds.checks import require_one_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,26 +76,8 @@ def checked_inputs(given: Mapping[str, Any], specs: Sequence[TensorSpec], is_nea
             got=listed([f"{count} of {name!r}" for name, count in counts.items()]),
             fix="repeat or cut them, so that each has a row for each sample",
         )
-    _require_one_size(arrays, specs)
+    require_one_size(specs, [arrays[spec.name] for spec in specs])
     return arrays if len(specs) > 1 else arrays[specs[0].name]
-
-
-def _require_one_size(arrays: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
-    """Refuse inputs with different sizes of an axis that has one name: no artifact was validated with such."""
-    seen: dict[str, tuple[str, int]] = {}
-    for spec in specs:
-        shape = arrays[spec.name].shape
-        for name, size in zip(spec.shape[1:], shape[1:], strict=False):
-            if not isinstance(name, str):
-                continue
-            first, known = seen.setdefault(name, (spec.name, size))
-            if known != size:
-                raise RunError(
-                    f"the inputs have different sizes of the axis {name!r}",
-                    expected="one size in each",
-                    got=listed([f"{known} of {first!r}", f"{size} of {spec.name!r}"]),
-                    fix="pad or cut them alike",
-                )
 
 
 def _checked(given: Any, spec: TensorSpec) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever a caller hands over

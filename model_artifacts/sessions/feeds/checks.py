@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from model_artifacts.records import BatchRange, TensorSpec
+
+
+class Named(Protocol):
+    """An input with the sizes of its axes, some of which are names."""
+
+    @property
+    def name(self) -> str:
+        """The name of the input."""
+
+    @property
+    def shape(self) -> Sequence[int | str]:
+        """The sizes."""
+
 
 Shapes = tuple[tuple[int, ...], ...]
 """The shape of each input of a batch."""
@@ -55,7 +68,7 @@ def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Seque
         arrays: the array of each input, with `shape` and `dtype`.
 
     Raises:
-        RunError: a type, a shape or the number of samples is another one.
+        RunError: a type, a shape or the number of samples is another one, or an axis of one name has several sizes.
     """
     for spec, array in zip(inputs, arrays, strict=True):
         shape = tuple(array.shape)
@@ -67,6 +80,7 @@ def require_batch(inputs: Sequence[TensorSpec], takes: BatchRange, arrays: Seque
         raise refusal(
             inputs, takes, f"{listed([str(array.shape[0]) for array in arrays])} samples for the inputs of one batch"
         )
+    require_one_size(inputs, arrays)
 
 
 def require_for_module(
@@ -81,7 +95,8 @@ def require_for_module(
         feed: the array of each input by its name.
 
     Raises:
-        RunError: a type, a shape, an order of the memory or the number of samples is another one.
+        RunError: a type, a shape, an order of the memory or the number of samples is another one, or an axis of one
+            name has several sizes.
     """
     arrays = [feed[spec.name] for spec in inputs]
     counts = {array.shape[:1] for array in arrays}
@@ -91,6 +106,7 @@ def require_for_module(
         for spec, array in zip(inputs, arrays, strict=True)
     )
     if fits and (takes.takes(size) if takes else size):
+        require_one_size(inputs, arrays)
         return
     batches = f"{takes.min} to {takes.max}" if takes else "batch"
     strided = [array.strides for array in arrays if not array.flags.c_contiguous]
@@ -100,6 +116,31 @@ def require_for_module(
         expected=f"{'; '.join(_described(inputs, batches))}, contiguous",
         got=f"{got}{f' with strides {strided[0]}' if strided else ''}",
     )
+
+
+def require_one_size(inputs: Sequence[Named], arrays: Sequence[Any]) -> None:
+    """Refuse inputs with different sizes of an axis that has one name: no artifact was validated with such.
+
+    Args:
+        inputs: the artifact's inputs, or those of a session of ONNX Runtime.
+        arrays: the array of each input, with `shape`.
+
+    Raises:
+        RunError: an axis of one name has several sizes.
+    """
+    seen: dict[str, tuple[str, int]] = {}
+    for spec, array in zip(inputs, arrays, strict=True):
+        for name, size in zip(spec.shape[1:], array.shape[1:], strict=False):
+            if not isinstance(name, str):
+                continue
+            first, known = seen.setdefault(name, (spec.name, size))
+            if known != size:
+                raise RunError(
+                    f"the inputs have different sizes of the axis {name!r}",
+                    expected="one size in each",
+                    got=listed([f"{known} of {first!r}", f"{size} of {spec.name!r}"]),
+                    fix="pad or cut them alike",
+                )
 
 
 def require_usable(*, ended: bool, prepared: bool = True) -> None:

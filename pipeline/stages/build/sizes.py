@@ -6,38 +6,31 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from model_artifacts.errors import BuildError, ExportError, one_line
+from model_artifacts.errors import BuildError, ExportError
 from model_artifacts.records import Precision
-from model_artifacts.sessions.arithmetic import call, strict_fp32, tensors, torch_batch
-from model_artifacts.sessions.feeds.batches import rows_of_batch
-from model_artifacts.sessions.onnx import named
-from model_artifacts.sessions.torch_model import ready_to_compile
+from model_artifacts.sessions.torch_model import DTYPES, ready_to_compile
 from pipeline.adapters import torch_tensorrt_builder
 from pipeline.config.axes import checked_sizes, named_inputs
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.probe import inputs_of, shape_of
 from pipeline.stages.common.sizes.axes import Axes, require_free_axes
 from pipeline.stages.common.sizes.conditions import conditions_of, noting_branches, quiet
-from pipeline.stages.common.sizes.expected import require_outputs
 from pipeline.stages.common.sizes.following import at_each_size, named_axes, require_following
 from pipeline.stages.common.sizes.search import Ranges, Trial, reason_at
-from pipeline.stages.common.sizes.ways import Restored, in_groups, trials_of
+from pipeline.stages.common.sizes.traces import require_trace, without_checks
+from pipeline.stages.common.sizes.ways import Restored, in_groups, require_narrow_ways, trials_of
 from pipeline.stages.common.tensors.axes import require_axes, what_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from model_artifacts.records import TensorSpec, Variant
-    from model_artifacts.sessions.onnx import Outputs
     from pipeline.adapters.torch_tensorrt_builder import ModuleRequest
     from pipeline.planning.project import Project
-    from pipeline.stages.common.sizes.expected import Expected
 
 _SAMPLES = 2
 """The batch at other sizes, if the module takes it."""
 _FIX = "take the branch on the size out of forward, or narrow the range in `profiles` so that the network goes one way"
-_CHECKS = (torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_tensor_metadata.default)  # noqa: SLF001 - the operators' names
-"""The operators that Torch-TensorRT drops from a trace (2.11, `remove_assert_nodes`)."""
 
 
 def inputs_with_ranges(project: Project, variant: Variant) -> tuple[TensorSpec, ...]:
@@ -84,7 +77,7 @@ def require_every_way(project: Project, request: ModuleRequest) -> None:
     An engine has one way through forward, and Torch-TensorRT drops the checks of a trace. The trace is made in FP32 on
     the processor as the module's own will be made, and compared with the network: at the sizes that the gates will
     judge, on each other way that the network's code may take, where a condition of torch's own does not hold, and at
-    sizes that are drawn. A module in another precision has the same ways.
+    sizes that are drawn. A module in another precision is compared, too, on the other ways that it takes there.
 
     Args:
         project: the source stage must have run.
@@ -111,37 +104,17 @@ def _require_every_way(project: Project, request: ModuleRequest) -> None:
     samples = max(profile.min, min(_SAMPLES, profile.max))
     restored = Restored(project, axes, samples, _FIX)
     judged = ((), *checked_sizes(profile.axes))
+    ranges = Ranges(profile.axes, profile.max, profile.min)
     trials = [Trial(sizes, reason_at(conditions.ways, sizes)) for sizes in judged]
-    trials += trials_of(conditions, restored, Ranges(profile.axes, profile.max, profile.min), judged)
-    run = _without_checks(program)
+    trials += trials_of(conditions, restored, ranges, judged)
+    run = without_checks(program)
     for wanted in in_groups(map(restored.expected, trials)):
-        require_outputs(wanted, [_outputs(run, item) for item in wanted], "the module's trace")
+        require_trace(run, wanted, "the module's trace")
+    if DTYPES[request.precision] is not torch.float32:
+        narrow = Restored(project, axes, samples, _FIX, request.precision)
 
+        def traced() -> nn.Module:
+            with quiet():
+                return without_checks(torch_tensorrt_builder.trace(narrow.typed(), request, torch.device("cpu")))
 
-def _without_checks(program: torch.export.ExportedProgram) -> nn.Module:
-    """Return a trace as it is compiled: without its checks."""
-    module = program.module(check_guards=False)
-    for node in [node for node in module.graph.nodes if node.target in _CHECKS]:
-        module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
-
-
-def _outputs(run: nn.Module, expected: Expected) -> tuple[Outputs, ...]:
-    """Run a trace on the samples of the network's outputs, in each of their batches."""
-    found = []
-    for size in expected.batches:
-        batch = torch_batch(rows_of_batch(expected.images, slice(size)))
-        try:
-            with strict_fp32():
-                outputs = [output.detach().numpy() for output in tensors(call(run, batch))]
-        except Exception as exc:  # torch raises almost any type
-            raise ExportError(
-                "torch cannot run the module's trace",
-                where=f"fp32, in a batch of {size}{expected.where}",
-                got="; ".join(part for part in (one_line(exc), expected.cause) if part),
-                fix=expected.fix,
-            ) from exc
-        found.append(named(expected.names, outputs))
-    return tuple(found)
+        require_narrow_ways(narrow, ranges, traced)

@@ -34,12 +34,14 @@ baked first. Since 5 engines of `torch_compile` hold the weights."""
 ENGINE_VERSION = 1
 """Raise it when TensorRT gets other instructions for the same graph."""
 
-AXES_VERSION = 2
+AXES_VERSION = 3
 """The same for modules with dynamic axes beside the batch. Without it they were skipped. Since 2 a comparison that the
-trace does not ask for counts as a branch."""
+trace does not ask for counts as a branch. Since 3 so does a text of a size, what follows a question for its type, and
+a way in a narrow type alone."""
 
-BATCHES_VERSION = 1
-"""The same for saved modules with a range of batches alone. 1 compares the trace with the network between its ends."""
+BATCHES_VERSION = 2
+"""The same for saved modules with a range of batches alone. 1 compares the trace with the network between its ends.
+Since 2 texts and types of sizes count, and ways in a narrow type, as for other axes."""
 
 TENSORS_VERSION = 1
 """The same for modules on a GPU of models that take tensors. Without it they were skipped."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model_artifacts.records import Graph, Key
     from pipeline.planning.project import Project
 
-VERSION = 10
+VERSION = 11
 """Raise it when the same weights give another graph, or none.
 
 Since 2 a graph records nothing of the machine. Since 3 its constants are always folded, and its IR version is the
@@ -23,6 +23,8 @@ graph is compared with the network. Since 5 weights that torch computes in every
 the batch-norms that torch.fx leaves. Since 8 means without padding count none, and a graph is refused
 whose network goes another way at some size. Since 9 it is refused, too, if a number that the trace keeps decides it.
 Since 10 so it is if a comparison decides that the trace does not ask for, such as one behind `is True`.
+Since 11 so it is if the text or the type of a size decides it, which a run has otherwise than a trace, or if it goes
+another way in a narrow type alone.
 """
 FILES_VERSION = 1
 """The same for models that are ONNX files alone.

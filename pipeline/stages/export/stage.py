@@ -70,7 +70,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
 
     Args:
         project: the source stage must have run.
-        model: the restored model, in FP32; it may be cast.
+        model: the restored model, in FP32, which has run at no size; it may be cast.
         graph: the precision.
 
     Raises:
@@ -90,8 +90,7 @@ def make_onnx(project: Project, model: nn.Module, graph: Graph) -> OnnxRecord:
     if source.onnx and project.config.axes:
         require_dynamic(project.file(source.weights), source, dynamic_inputs(project))
     outputs = tuple(spec.name for spec in source.outputs)
-    expected = _expected(project, model, outputs) if graph is Graph.FP32 else ()
-    axes = _axes_of_outputs(project, model, outputs)
+    expected, axes = _outputs(project, graph, outputs)
     make = partial(_of_file, ends=axes) if source.onnx else _of_network
     exported, casts, batch_norms, conditions = make(project, model, graph)
     if axes:
@@ -151,6 +150,24 @@ def _require_right(
     require_every_way(project, conditions, graph, file, remake)
 
 
+def _outputs(
+    project: Project, graph: Graph, outputs: tuple[str, ...]
+) -> tuple[tuple[Expected, ...], tuple[tuple[int | str, ...], ...]]:
+    """Return what the network gives, for the FP32 graph alone, and the axes of its outputs; none without dynamic axes.
+
+    The network is restored for it: one that keeps something of the sizes it has run at would be traced another way.
+
+    Raises:
+        ExportError: the network takes no samples of a size, or its outputs follow them as its task does not allow.
+    """
+    compares, has_axes = graph is Graph.FP32, bool(project.config.axes)
+    if not compares and not has_axes:
+        return (), ()
+    network = restore_model(project)
+    expected = _expected(project, network, outputs) if compares else ()
+    return expected, _axes_of_outputs(project, network, outputs) if has_axes else ()
+
+
 def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[Expected, ...]:
     """Return what the network gives: for samples of their own size, and of each that the dynamic axes are checked at.
 
@@ -166,13 +183,11 @@ def _expected(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> t
 
 
 def _axes_of_outputs(project: Project, model: nn.Module, outputs: tuple[str, ...]) -> tuple[tuple[int | str, ...], ...]:
-    """Return the axes of each output as samples of all checked sizes show them; none without dynamic axes.
+    """Return the axes of each output as samples of all checked sizes show them.
 
     Raises:
         ExportError: the network takes no samples of a size, or its outputs follow them as its task does not allow.
     """
-    if not project.config.axes:
-        return ()
     source = project.source()
     found = at_each_size(project, model, project.config.checked_sizes, ExportError)
     require_following(found, source.task, ExportError, what_of(project))

@@ -17,7 +17,7 @@ from pipeline.planning.steps import Step
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.common.sizes.axes import Axes
 from pipeline.stages.common.sizes.search import Ranges
-from pipeline.stages.common.sizes.ways import Restored, in_groups, trials_of
+from pipeline.stages.common.sizes.ways import Restored, in_groups, require_narrow_ways, trials_of
 from pipeline.stages.common.tensors.axes import dynamic_inputs
 from pipeline.stages.export.agreement import require_agreement
 
@@ -41,8 +41,9 @@ def require_every_way(
     """Refuse a graph whose trace does not hold for all sizes, unless it computes the same there.
 
     The graph is compared in FP32 with the network: on each other way through forward that its code may take, where a
-    condition of torch's own does not hold, and at sizes that are drawn. A graph in another precision has the same ways;
-    its FP32 graph is made again if there is no current one.
+    condition of torch's own does not hold, and at sizes that are drawn. For a graph in another precision, a trace of
+    the network is compared, too, on the other ways that it takes there; its FP32 graph is made again if there is no
+    current one.
 
     Args:
         project: the source stage must have run.
@@ -56,14 +57,17 @@ def require_every_way(
             followed.
     """
     step = Step("export", f"{project.plan.model}/{graph.value}")
+    config = project.config
+    axes = Axes(dynamic_inputs(project), config.axes)
+    ranges = Ranges(config.axes, max(*config.timed_batches, *(profile.max for profile in config.profiles)))
     if graph is not Graph.FP32:
+        narrow = Restored(project, axes, precision=graph.precision)
+        require_narrow_ways(narrow, ranges, narrow.trace, conditions.ways)
         first = Step("export", f"{project.plan.model}/{Graph.FP32.value}")
         if current(project, first, partial(project.onnx, Graph.FP32)) is not None:
             return
-    config = project.config
-    restored = Restored(project, Axes(dynamic_inputs(project), config.axes))
-    largest = max(*config.timed_batches, *(profile.max for profile in config.profiles))
-    trials = trials_of(conditions, restored, Ranges(config.axes, largest), config.checked_sizes)
+    restored = Restored(project, axes)
+    trials = trials_of(conditions, restored, ranges, config.checked_sizes)
     if not trials:
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -98,6 +98,20 @@ def test_a_graph_of_several_inputs_takes_them_all(graph: Path, backend: Backend)
 
 
 @pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.ONNX_REFERENCE])
+def test_inputs_of_one_name_have_one_size(graph: Path, backend: Backend) -> None:
+    """The runtimes take any; no artifact was validated with such, and `load` refuses them, too."""
+    model = onnx.load(graph)
+    del model.graph.input[:]
+    for name in ("image", "more"):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "length"]))
+    onnx.save(model, graph)
+    with open_artifact(artifact(graph, backend)) as run:
+        run({"image": np.ones((3, 2), np.float32), "more": np.ones((3, 2), np.float32)})
+        with pytest.raises(RunError, match=r"(?s)different sizes of the axis 'length'.*2 of 'image', 3 of 'more'"):
+            run({"image": np.ones((3, 2), np.float32), "more": np.ones((3, 3), np.float32)})
+
+
+@pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.ONNX_REFERENCE])
 def test_every_output_of_a_graph_is_given_by_its_name(graph: Path, backend: Backend) -> None:
     """No output is dropped, and each has its own name, in the graph's order."""
     model = onnx.load(graph)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 GOLDEN = {
     "source": (5, "6980c41cde5f2dbc"),
     "data": (2, "5bce21d9ee190907"),
-    "export": (10, "facf2086c0dee39c"),
+    "export": (11, "facf2086c0dee39c"),
     "quantize": (9, "e955168a550620a0"),
     "rounding": (6, "65663d37bf182a76"),
     "build": (5, "39f60e5b2feb2e88"),

@@ -6,13 +6,10 @@ torch's exporter to ONNX drops them: its graph has one way through forward, and 
 from __future__ import annotations
 
 import io
-import linecache
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
@@ -25,17 +22,18 @@ from torch.utils._sympy.reference import TensorReferenceAnalysis
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from model_artifacts.errors import ExportError, one_line, out_of_memory
+from pipeline.stages.common.sizes.answers import answering
+from pipeline.stages.common.sizes.asking import line_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import FrameType
 
+    from pipeline.stages.common.sizes.answers import Note
     from pipeline.stages.common.sizes.axes import Axes
 
 BATCH = "batch"
 """The name of the batch axis; configurations cannot take it for another one."""
 
-_TORCH = Path(torch.__file__).parent
 _SMALLEST = 2
 """torch takes each dynamic size for at least 2. That is no condition of the network's."""
 _TOO_LARGE = 2**62
@@ -223,68 +221,63 @@ def noting_branches(*, answers: bool = False) -> Iterator[list[Asked]]:
     trace, whoever asks for it: `is True` and torch's `guard_or_false` do not ask as Python does.
 
     Args:
-        answers: give such code a truth of Python's own for each comparison, as it has without a trace. So a trace goes
-            the network's way behind `is True`, too, and shows what the code asks there.
+        answers: give such code a truth of Python's own for each comparison, as it has without a trace, and its texts
+            and types of sizes. So a trace goes the network's way behind `is True`, too, and shows what the code asks
+            there. A text that is no message is noted as a number that code takes from a size.
     """
     found: list[Asked] = []
-    truth_of: Callable[[Any], bool] = torch.SymBool.__bool__
 
-    def comparing(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        def compared(self: Any, other: Any) -> Any:  # noqa: ANN401 - a truth, perhaps of Python's own
-            truth = compare(self, other)
-            node = getattr(truth, "node", None)
-            formula, answer = getattr(node, "expr", None), getattr(node, "hint", None)
-            frame = sys._getframe(1)  # noqa: SLF001 - a documented function
-            if formula is None or answer is None or frame.f_code.co_filename.startswith("<"):
-                return truth  # code that torch makes compares, too: its checks of ranges, and graphs of torch.fx
-            if not (line := _line_of(frame)):
-                return truth
-            found.append(_asked(formula, bool(answer), line, getattr(node, "shape_env", None)))
-            return truth_of(truth) if answers else truth
+    def note(node: Any, answer: float, line: str) -> None:  # noqa: ANN401 - torch's own class
+        found.append(_asked(node.expr, answer, line, getattr(node, "shape_env", None)))
 
-        return compared
-
-    def noting(ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def noted(self: Any) -> Any:  # noqa: ANN401 - a number or a truth
-            formula, shapes = getattr(self.node, "expr", None), getattr(self.node, "shape_env", None)
-            answer = ask(self)
-            if formula is not None and (line := _line_of(sys._getframe(1))):  # noqa: SLF001 - a documented function
-                found.append(_asked(formula, answer, line, shapes))
-            return answer
-
-        return noted
-
+    truth_of = torch.SymBool.__bool__ if answers else None
     with ExitStack() as stack:
         for kind, name in _QUESTIONS:
-            stack.enter_context(mock.patch.object(kind, name, noting(getattr(kind, name))))
+            stack.enter_context(mock.patch.object(kind, name, _noting(getattr(kind, name), note)))
         for kind, name in _COMPARISONS:
-            stack.enter_context(mock.patch.object(kind, name, comparing(getattr(kind, name))))
+            stack.enter_context(mock.patch.object(kind, name, _comparing(getattr(kind, name), note, truth_of)))
+        if answers:
+            stack.enter_context(answering(note))
         yield found
+
+
+def _comparing(
+    compare: Callable[[Any, Any], Any], note: Note, truth_of: Callable[[Any], bool] | None
+) -> Callable[[Any, Any], Any]:
+    def compared(self: Any, other: Any) -> Any:  # noqa: ANN401 - a truth, perhaps of Python's own
+        truth = compare(self, other)
+        node = getattr(truth, "node", None)
+        formula, answer = getattr(node, "expr", None), getattr(node, "hint", None)
+        frame = sys._getframe(1)  # noqa: SLF001 - a documented function
+        if formula is None or answer is None or frame.f_code.co_filename.startswith("<"):
+            return truth  # code that torch makes compares, too: its checks of ranges, and graphs of torch.fx
+        if not (line := line_of(frame)):
+            return truth
+        note(node, bool(answer), line)
+        return truth_of(truth) if truth_of else truth
+
+    return compared
+
+
+def _noting(ask: Callable[[Any], Any], note: Note) -> Callable[[Any], Any]:
+    def noted(self: Any) -> Any:  # noqa: ANN401 - a number or a truth
+        node = self.node
+        formula = getattr(node, "expr", None)
+        answer = ask(self)
+        if formula is not None and (line := line_of(sys._getframe(1))):  # noqa: SLF001 - a documented function
+            note(node, answer, line)
+        return answer
+
+    return noted
 
 
 def _asked(formula: Any, answer: float, line: str, shapes: object) -> Asked:  # noqa: ANN401 - sympy has no types
     """Return what an answer tells of a formula: its truth, or the number that it is equal to or not."""
-    if isinstance(formula, Boolean):
+    if isinstance(formula, Boolean) and not formula.is_Symbol:  # sympy takes each symbol for a truth
         return Asked(formula, bool(answer), line, shapes)
     if isinstance(answer, bool):
         return Asked(sympy.Ne(formula, 0), answer, line, shapes)
     return Asked(sympy.Eq(formula, answer), True, line, shapes)  # noqa: FBT003 - a NamedTuple's field
-
-
-def _line_of(frame: FrameType) -> str:
-    """Return the line of code that a frame is at; empty within torch. `if size % 2:` asks by a method of torch's."""
-    if frame.f_code.co_name in {"__bool__", "__hash__", "__int__"} and frame.f_back is not None:
-        frame = frame.f_back
-    if _is_of_torch(frame.f_code.co_filename):
-        return ""
-    file = Path(frame.f_code.co_filename)
-    code = linecache.getline(str(file), frame.f_lineno).strip()
-    return f"{file.name}:{frame.f_lineno}: {code}"
-
-
-@cache
-def _is_of_torch(file: str) -> bool:
-    return _TORCH in Path(file).parents
 
 
 def conditions_of(exported: torch.export.ExportedProgram | None, axes: Axes, asked: Sequence[Asked]) -> Conditions:

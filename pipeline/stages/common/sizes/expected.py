@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from model_artifacts.errors import ExportError
+from model_artifacts.records import Precision
 from model_artifacts.sessions.arithmetic import call, relative_l2, strict_fp32, tensors, torch_batch
 from model_artifacts.sessions.feeds.batches import rows_of_batch
 from model_artifacts.sessions.module_kinds import untraced
@@ -31,6 +32,14 @@ _SIZES = (1, 3)
 _LARGEST = 1e-4
 """The largest relative L2: ten times the floor of the gates' bounds (`pipeline/stages/validate/gates.py`), because a
 probe is a few images. FP32's own rounding is 1e-6 to 2e-6 (its emulation in the stage `rounding`)."""
+_UNITS = 8
+_LARGEST_NARROW = {
+    Precision.FP16: _UNITS * torch.finfo(torch.float16).eps,
+    Precision.BF16: _UNITS * torch.finfo(torch.bfloat16).eps,
+}
+"""The same of a narrow type, in units of its last place. Two ways that compute the same may round otherwise. The type
+itself moves the logits of six networks by 0.6 to 1.6 units (resnet18, resnet50, densenet121, swin_t, vit_tiny and
+convnextv2_atto with random weights, 64 x 64 pixels; mobilenet_v3_small and efficientnet_b0 underflow so in fp16)."""
 
 
 class Expected(NamedTuple):
@@ -50,6 +59,8 @@ class Expected(NamedTuple):
     """The sizes of the batches."""
     fix: str = "let forward compute the same wherever it runs: write hooks and replaced forwards into its class"
     """Advice about a difference."""
+    precision: Precision = Precision.FP32
+    """The type that the network has computed in."""
 
 
 def expected_of(
@@ -93,19 +104,21 @@ def require_outputs(
         for size, computed, outputs in zip(expected.batches, batches, expected.outputs, strict=True):
             for name, output in zip(expected.names, outputs, strict=True):
                 array = computed[name] if isinstance(computed, dict) else computed
-                if not _alike(array, output, floor):
+                largest = _LARGEST_NARROW.get(expected.precision, _LARGEST)
+                if not _alike(array, output, floor, largest):
                     several = f", output {name!r}" if len(expected.names) > 1 else ""
                     distance = relative_l2(torch.from_numpy(array), torch.from_numpy(output))
                     raise ExportError(
                         f"{what} computes something else than the network",
-                        where=f"fp32, in a batch of {size}{several}{expected.where}",
-                        expected=f"the logits of PyTorch in FP32, within {_LARGEST:g} (relative L2)",
+                        where=f"{expected.precision.value}, in a batch of {size}{several}{expected.where}",
+                        expected=f"the logits of PyTorch in {expected.precision.value.upper()}, "
+                        f"within {largest:.2g} (relative L2)",
                         got=f"{distance:.2g}; {expected.cause}",
                         fix=expected.fix,
                     )
 
 
-def _alike(computed: Logits, output: Logits, floor: float) -> bool:
-    if relative_l2(torch.from_numpy(computed), torch.from_numpy(output)) <= _LARGEST:
+def _alike(computed: Logits, output: Logits, floor: float, largest: float) -> bool:
+    if relative_l2(torch.from_numpy(computed), torch.from_numpy(output)) <= largest:
         return True
     return computed.shape == output.shape and float(np.sqrt(np.mean((computed - output) ** 2))) <= floor

@@ -193,7 +193,8 @@ def _too_many(conditions: Sequence[Condition], sizes: Sizes) -> ExportError:
         where=reason_at(conditions, sizes),
         expected=f"at most {MOST_WAYS} ways for all sizes of the ranges",
         got=f"another one for {shown}",
-        fix="narrow the ranges in `profiles`, or take the branch on the size out of forward",
+        fix="narrow the ranges in `profiles`, or take the branch on the size out of forward; a text that is made of a "
+        "size counts as one, unless it is a message",
     )
 
 

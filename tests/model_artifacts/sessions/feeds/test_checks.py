@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from model_artifacts.errors import RunError
+from model_artifacts.records import AxisRange, TensorSpec
 from model_artifacts.sessions.engine import Engine
+from model_artifacts.sessions.feeds.checks import require_batch, require_for_module
 from tests.model_artifacts.sessions.test_engine_session import RANGE, downloaded, images, logits, uploaded
 from tests.support.fake_cuda import FakeEngine, FakeRuntime
 from tests.support.hosts import H100
@@ -93,3 +95,27 @@ def test_a_refused_address_leaves_no_input_at_the_callers(gpu: FakeRuntime) -> N
         assert memory.pointer not in context.addresses.values()
         memory.close()
         other.close()
+
+
+LENGTHS = tuple(
+    TensorSpec(
+        name=name,
+        shape=("batch", "sequence"),
+        dtype="int64",
+        layout="NC",
+        ranges=(AxisRange(name="sequence", min=2, opt=3, max=4),),
+    )
+    for name in ("tokens", "mask")
+)
+DIFFERENT = r"(?s)different sizes of the axis 'sequence'.*3 of 'tokens', 4 of 'mask'.*pad or cut them alike"
+
+
+def test_inputs_of_one_name_have_one_size() -> None:
+    """An engine and a module take each size of the range, and the same in both inputs, as `load` does."""
+    alike, other = [np.ones((2, 3), np.int64)] * 2, [np.ones((2, 3), np.int64), np.ones((2, 4), np.int64)]
+    require_batch(LENGTHS, RANGE, alike)
+    require_for_module("a module", LENGTHS, RANGE, dict(zip(("tokens", "mask"), alike, strict=True)))
+    with pytest.raises(RunError, match=DIFFERENT):
+        require_batch(LENGTHS, RANGE, other)
+    with pytest.raises(RunError, match=DIFFERENT):
+        require_for_module("a module", LENGTHS, None, dict(zip(("tokens", "mask"), other, strict=True)))

@@ -17,7 +17,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.common.model import restore_model
 from pipeline.stages.export.stage import make_onnx
 from pipeline.stages.source.stage import make_source
-from tests.support import branching, texts
+from tests.support import asking, branching, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def sourced(file: Path) -> Project:
         ("CountedBatch", "one batch size only"),
         ("Mapped", "too many ways through forward"),
         ("Stops", r"takes no images of height 25, width 23.*an even height, please"),
-        ("Crowded", r"too many ways.*branching.py:.*at most 16 ways.*another one for height 32"),
+        ("Crowded", r"too many ways.*branching.py:.*at most 16 ways.*another one for height 32.*counts as one"),
     ],
     ids=lambda value: value if value.isalpha() else "message",
 )
@@ -85,6 +85,22 @@ def test_a_graph_that_holds_every_way_computes_the_same_at_every_size(
     assert max(worst.values()) < 1e-5
 
 
+@pytest.mark.parametrize("network", ["Looked", "Exact", "Untraced"])
+def test_another_way_that_a_trace_hides_is_refused(write_config: Callable[[str], Path], network: str) -> None:
+    """A trace has other texts and types of sizes than a run, and knows that it is one."""
+    project = sourced(write_config(branching.configuration(f"asking:{network}", asking.NARROW)))
+    line = LINE.format(batch=2, sizes=", height 20").replace("branching", "asking")
+    with pytest.raises(ExportError, match=line):
+        make_onnx(project, restore_model(project), Graph.FP32)
+
+
+@pytest.mark.parametrize("network", ["Telling", "Typing"])
+def test_messages_and_types_are_no_other_way(write_config: Callable[[str], Path], network: str) -> None:
+    """Sizes in a log, in a label and in the text of an assertion decide nothing."""
+    project = sourced(write_config(branching.configuration(f"asking:{network}")))
+    assert make_onnx(project, restore_model(project), Graph.FP32).graph is Graph.FP32
+
+
 def test_a_narrow_graph_is_refused_by_itself(write_config: Callable[[str], Path]) -> None:
     """Without an FP32 graph, which is not current after its refusal, a narrow one is looked at in FP32."""
     project = sourced(write_config(branching.configuration("OneHeight")))
@@ -104,6 +120,27 @@ def test_a_narrow_graph_takes_the_word_of_a_current_one(
 
     monkeypatch.setattr("pipeline.stages.export.ways.require_agreement", never)
     assert make_onnx(project, restore_model(project), Graph.FP16).graph is Graph.FP16
+
+
+def narrow(network: str) -> str:
+    """Return the configuration of a network with graphs in both narrow types."""
+    return branching.configuration(network).replace("[fp32, fp16]", "[fp32, fp16, bf16]")
+
+
+def test_a_narrow_graph_is_refused_for_a_way_of_its_own(write_config: Callable[[str], Path]) -> None:
+    """The FP32 graph is current, and right at each size."""
+    project = sourced(write_config(narrow("asking:Narrow")))
+    make_onnx(project, restore_model(project), Graph.FP32)
+    for graph in (Graph.FP16, Graph.BF16):
+        says = rf"(?s)something else.*{graph.value}, in a batch of 2, height 20\n.*in {graph.value.upper()}.*asking.py:"
+        with pytest.raises(ExportError, match=says):
+            make_onnx(project, restore_model(project), graph)
+
+
+def test_a_narrow_graph_may_go_ways_of_its_own(write_config: Callable[[str], Path]) -> None:
+    """Those that compute the same."""
+    project = sourced(write_config(narrow("asking:NarrowSound")))
+    assert make_onnx(project, restore_model(project), Graph.BF16).graph is Graph.BF16
 
 
 def test_a_batch_alone_is_looked_at(write_config: Callable[[str], Path]) -> None:
@@ -129,6 +166,18 @@ def test_windows_of_any_length_are_sound(tmp_path: Path) -> None:
     file = tmp_path / "pipeline.yaml"
     file.write_text(texts.configuration(texts.write_texts(tmp_path), "Windows"))
     project = sourced(file)
+    for graph in (Graph.FP32, Graph.FP16):
+        assert make_onnx(project, restore_model(project), graph).graph is graph
+
+
+@pytest.mark.parametrize("network", ["Tabled", "Growing"])
+def test_a_table_of_the_last_length_is_no_part_of_the_graph(tmp_path: Path, network: str) -> None:
+    """The last length at which the network is looked at is its own one here, at which it is traced."""
+    file = tmp_path / "pipeline.yaml"
+    range_of = "{min: 23, opt: 24, max: 24}"
+    file.write_text(texts.configuration(texts.write_texts(tmp_path), network, sequence=range_of))
+    project = sourced(file)
+    assert project.config.checked_sizes[-1] == (("sequence", texts.LONGEST),)
     assert make_onnx(project, restore_model(project), Graph.FP32).graph is Graph.FP32
 
 
