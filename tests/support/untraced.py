@@ -8,6 +8,7 @@ takes twice as long by that. These functions of libraries run with tracing off, 
 from __future__ import annotations
 
 import sys
+import threading
 from functools import wraps
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -34,24 +35,48 @@ LONG = {
 _DONE = "_runs_untraced"
 
 
+def settrace(function: Any) -> None:
+    """Set the trace function of this thread, however many threads do so at once.
+
+    CPython 3.11 refuses the second of two (`_PyEval_SetTrace`) where an audit hook in Python lets it come between, such
+    as that of `pipeline.stages.source.reads`. The refused thread would end before its first line.
+    """
+    try:
+        sys.settrace(function)
+    except RuntimeError as exc:
+        if "is being installed" not in str(exc):
+            raise
+        settrace(function)  # a refusal also ends the state that it came from
+
+
+class _PatientSys:
+    """Stands for `sys` in the module `threading`, which sets the trace function of each new thread."""
+
+    settrace = staticmethod(settrace)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function as one that runs with tracing off."""
 
     @wraps(function)
     def run(*arguments: Any, **options: Any) -> Any:
         before = sys.gettrace()
-        sys.settrace(None)
+        settrace(None)
         try:
             return function(*arguments, **options)
         finally:
-            sys.settrace(before)
+            settrace(before)
 
     setattr(run, _DONE, True)
     return run
 
 
 def trace_less() -> None:
-    """Have the long functions of all modules that are imported run untraced."""
+    """Have the long functions of all modules that are imported run untraced, and threads set their trace patiently."""
+    setattr(threading, "_sys", _PatientSys())  # noqa: B010 - the name is none of its stubs
     for module, names in LONG.items():
         for name in names if module in sys.modules else ():
             owner, _, last = name.rpartition(".")
