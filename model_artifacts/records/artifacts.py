@@ -60,7 +60,7 @@ class BuiltFor(Record):
 
     @property
     def parts_phrase(self) -> str:
-        """How a batch runs, as a phrase: `in 2 parts at once`; empty for one that runs as a whole."""
+        """The parts as a phrase: `in 2 parts at once`; empty for a batch that runs as a whole."""
         return f"in {self.batch_parts} parts at once" if self.batch_parts > 1 else ""
 
     @property

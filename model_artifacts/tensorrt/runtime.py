@@ -93,6 +93,7 @@ class LoadedEngine:
                 return
             ends = (*self.inputs, *self.outputs)
             split = SplitContext(parts, {spec.name: bytes_of_part(spec) // self.parts for spec in ends})
+            stack.pop_all()  # it releases them itself
             stack.callback(split.release)
             yield split
 
@@ -275,7 +276,7 @@ class ExecutionContext:
 
 
 Context = ExecutionContext | SplitContext
-"""What runs a batch: one context, or those of its parts."""
+"""The runner of a batch: one context, or those of its parts."""
 
 
 @contextmanager

@@ -233,18 +233,17 @@ class Search:
         A choice that has changed nothing elsewhere comes behind those that were not tried at all.
         """
         tried = {trial.point for trial in trials}
-        known = {choice for objective in self.objectives for choice in gains_of(objective, trials)}
+        seen = [gains_of(objective, trials) for objective in self.objectives]
+        known = {choice for gains in seen for choice in gains}
         found: list[list[Point]] = []
-        for objective in self.objectives:
+        for objective, gains in zip(self.objectives, seen, strict=True):
             best = best_of(objective, trials)
             contender = self.contender(best.point) if best else None
             if best is None or contender is None:
                 continue
             fitting = [item for item in contender.options if self._fits(item, best.point, contender.kind, trials)]
-            gains = gains_of(objective, trials)
-            point = best.point
-            ordered = sorted(fitting, key=lambda item: (_promise(item.choice, point, gains), item.choice in known))
-            points = [point.with_choice(item.choice) for item in ordered]
+            promises = {item: (_promise(item.choice, best.point, gains), item.choice in known) for item in fitting}
+            points = [best.point.with_choice(item.choice) for item in sorted(fitting, key=promises.__getitem__)]
             found.append([point for point in points if point not in tried])
         turn = len(trials) % max(len(found), 1)
         turns = [*found[turn:], *found[:turn]]
@@ -255,8 +254,7 @@ class Search:
         """Return True if a choice can be added to a point: it is not made, not refused, and stands beside the others.
 
         Nor has it cost the same variant its gate, or left its graph as it was, or been of a graph that cannot be made.
-        It is made if the point has a value of
-        its setting, unless it may take that value's place.
+        It is made if the point has a value of its setting, unless it may take that value's place.
         """
         made, refused = {choice.setting for choice in point.choices}, self._refused(point, kind, trials)
         if item.choice in _spoiling(point.subject, trials) | self._idle(point, trials):

@@ -22,6 +22,7 @@ from pipeline.stages import STAGES
 from tests.conftest import REPOSITORY, TINY
 
 if TYPE_CHECKING:
+    from model_artifacts.records import ManifestEntry
     from model_artifacts.tensorrt.flavour import Flavour
     from pipeline.records import Artifact
 
@@ -74,6 +75,18 @@ def with_one_engine(folder: Path, configuration: str) -> Project:
 def first_engine(project: Project) -> str:
     """Return the id of the first engine."""
     return next(item.id for item in project.plan.variants if item.backend is Backend.TENSORRT)
+
+
+@pytest.fixture
+def artifact(project: Project) -> Artifact:
+    """The record of the first engine of a module's own project."""
+    return project.artifact(project.plan.variant(first_engine(project)))
+
+
+@pytest.fixture
+def entry(project: Project) -> ManifestEntry:
+    """The same engine in the manifest."""
+    return next(item for item in project.manifest().artifacts if item.id == first_engine(project))
 
 
 def _engines(project: Project) -> list[str]:

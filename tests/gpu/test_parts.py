@@ -15,7 +15,7 @@ from model_artifacts.host.environment import installed
 from model_artifacts.records import Backend, Status
 from pipeline.stages.common.opening import open_serialized
 from tests.conftest import TINY
-from tests.gpu.conftest import first_engine, with_one_engine
+from tests.gpu.conftest import with_one_engine
 from tests.support.logits import FP16, distance, images, reference
 
 if TYPE_CHECKING:
@@ -41,18 +41,6 @@ CONFIGURATION = (
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The tiny project with one engine, for half of the batch."""
     return with_one_engine(tmp_path_factory.mktemp("parts"), CONFIGURATION)
-
-
-@pytest.fixture
-def artifact(project: Project) -> Artifact:
-    """The engine's record."""
-    return project.artifact(project.plan.variant(first_engine(project)))
-
-
-@pytest.fixture
-def entry(project: Project) -> ManifestEntry:
-    """The engine in the manifest."""
-    return next(item for item in project.manifest().artifacts if item.id == first_engine(project))
 
 
 def test_the_whole_batch_is_judged(entry: ManifestEntry) -> None:

@@ -14,7 +14,7 @@ from model_artifacts.host.environment import installed
 from model_artifacts.records import Backend, Status
 from pipeline.stages.common.opening import open_serialized
 from tests.conftest import TINY
-from tests.gpu.conftest import first_engine, with_one_engine
+from tests.gpu.conftest import with_one_engine
 from tests.support.logits import FP16, distance, images, reference
 
 if TYPE_CHECKING:
@@ -38,18 +38,6 @@ TURNS = (1, 64, 1, 5, 8, 2, 64, 63, 9, 8, 1, 7, 33, 1)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The tiny project with one engine, of three profiles."""
     return with_one_engine(tmp_path_factory.mktemp("profiles"), CONFIGURATION)
-
-
-@pytest.fixture
-def artifact(project: Project) -> Artifact:
-    """The engine's record."""
-    return project.artifact(project.plan.variant(first_engine(project)))
-
-
-@pytest.fixture
-def entry(project: Project) -> ManifestEntry:
-    """The engine in the manifest."""
-    return next(item for item in project.manifest().artifacts if item.id == first_engine(project))
 
 
 def metrics(entry: ManifestEntry) -> list[str]:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class _Image(NamedTuple):
-    """What a global pool in front of a product reads."""
+    """The tensor that a global pool in front of a product takes the mean of."""
 
     name: str
     height: int
     width: int
     besides: frozenset[str]
-    """What the pool and the flattening read besides, constant or computed: axes and shapes."""
+    """The other tensors that the pool and the flattening read, constant or computed: axes and shapes."""
 
 
 def with_pools(model: onnx.ModelProto) -> Rewritten:

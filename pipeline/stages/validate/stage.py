@@ -186,7 +186,8 @@ def _reason(
 ) -> str:
     """Return the reason for a rejection, with the worst sample of the first output that fails; empty if all passed."""
     told, more = told_of_sizes(checks, sized)
-    reason = reason_of(told, proposed=bool(told) and is_spared_by_proposal(project, variant)) + more
+    rejected = any(not check.passed for check in told)  # the proposal takes the graph to be read
+    reason = reason_of(told, proposed=rejected and is_spared_by_proposal(project, variant)) + more
     if not any(not check.passed and check.question is not Question.REFERENCE for check in checks):
         return reason
     pairs = [pair for run in judged for pair in zip(run.compared, run.verdicts, strict=True)]
